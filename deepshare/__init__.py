@@ -1,0 +1,9 @@
+"""deepshare: share the gates of ReLUs for private inference. Start with README.md and docs/shared_relu.md."""
+
+from deepshare.channel_map import ChannelMap
+from deepshare.nn import MaskedReLU2d, SharedReLU2d
+from deepshare.ops import shared_relu
+
+__version__ = "0.1.0"
+
+__all__ = ["ChannelMap", "MaskedReLU2d", "SharedReLU2d", "shared_relu"]

@@ -1,0 +1,82 @@
+"""Which prototype channel gives each channel its gate."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelMap(nn.Module):
+    """The mapping pi of DeepShare eq. 3: channel c takes the gate of prototype channel pi[c].
+
+    Prototypes are the first P channels (DeepShare 3.2). A module without parameters, so that the map follows `.to(device)` and
+    stands in checkpoints.
+
+    Attributes:
+        pi: int32 [C], 0 <= pi[c] < P.
+        members: int32 [C], the channels sorted by prototype (stable); `offsets` int32 [P+1] marks where each prototype's begin.
+        channels, prototypes: C and P.
+
+    Raises:
+        TypeError: pi is not a one-dimensional integer tensor.
+        ValueError: P is not in 1..C, or a value of pi is not in 0..P-1.
+    """
+
+    pi: Tensor
+    members: Tensor
+    offsets: Tensor
+
+    def __init__(self, pi: Tensor, prototypes: int) -> None:
+        super().__init__()
+        _validate(pi, prototypes)
+        self.channels = pi.numel()
+        self.prototypes = prototypes
+        self.register_buffer("pi", pi.detach().to(torch.int32).clone())
+        members, offsets = _inverse(self.pi, prototypes)
+        self.register_buffer("members", members, persistent=False)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    @classmethod
+    def balanced(cls, channels: int, prototypes: int) -> "ChannelMap":
+        """pi[c] = c mod P: "a naive balanced way" (DeepShare 3.2); a prototype maps to itself."""
+        _check_prototypes(channels, prototypes)
+        return cls(torch.arange(channels, dtype=torch.int32) % prototypes, prototypes)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, prototypes={self.prototypes}"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        incoming = state_dict.get(prefix + "pi")
+        if incoming is not None:
+            if incoming.shape != self.pi.shape:
+                raise ValueError(
+                    f"ChannelMap: pi must have {self.channels} channels (got {list(incoming.shape)} for {prefix}pi)"
+                )
+            _validate(incoming, self.prototypes)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if incoming is not None:
+            members, offsets = _inverse(self.pi, self.prototypes)
+            self.members.copy_(members)
+            self.offsets.copy_(offsets)
+
+
+def _check_prototypes(channels: int, prototypes: int) -> None:
+    if isinstance(prototypes, bool) or not isinstance(prototypes, int) or not 1 <= prototypes <= channels:
+        raise ValueError(f"ChannelMap: prototypes must be an int in 1..{channels} (got {prototypes!r})")
+
+
+def _validate(pi: Tensor, prototypes: int) -> None:
+    integers = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+    if not isinstance(pi, Tensor) or pi.dim() != 1 or pi.dtype not in integers:
+        got = f"{pi.dtype} {list(pi.shape)}" if isinstance(pi, Tensor) else type(pi).__name__
+        raise TypeError(f"ChannelMap: pi must be an integer tensor [C] (got {got})")
+    _check_prototypes(pi.numel(), prototypes)
+    low, high = int(pi.min()), int(pi.max())
+    if low < 0 or high >= prototypes:
+        raise ValueError(f"ChannelMap: pi must have values in 0..{prototypes - 1} (got {low}..{high})")
+
+
+def _inverse(pi: Tensor, prototypes: int) -> tuple[Tensor, Tensor]:
+    """(members, offsets) of pi, on pi's device."""
+    members = torch.argsort(pi, stable=True).to(torch.int32)
+    counts = torch.bincount(pi.long(), minlength=prototypes)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
+    return members, offsets

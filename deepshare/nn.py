@@ -1,0 +1,122 @@
+"""Activation modules: what a plan puts at a model's activation sites."""
+
+import torch
+from torch import Tensor, nn
+
+from deepshare.channel_map import ChannelMap
+from deepshare.ops import shared_relu
+
+
+class SharedReLU2d(nn.Module):
+    """Drop-in for nn.ReLU whose gates are computed on P prototype channels and shared by all C (DeepShare eq. 3 and 6).
+
+        y[n,c,h,w] = x[n,c,h,w] * (alpha[c] * gate[n,c,h,w] + beta[c])
+        gate[n,c,h,w] = DReLU(source[n, c mod P, h, w]), source x by default
+
+    A follower (layer sharing, eq. 6) is the same module called with its leader's pre-activation: `act(x, source=s)`. Sharing is
+    data that flows along the graph, never state between modules. With P = C, alpha = 1 and beta = 0 the module is nn.ReLU: in
+    value on every finite input, in gradient away from 0.
+
+    Args:
+        channels: C of the input [N, C, H, W] (any [N, C, *S] works).
+        prototypes: P, in 1..C. For a follower the leader's P.
+        affine: learn alpha and beta (start at 1 and 0); otherwise they stay there.
+        gamma: sharpness of the soft gate Phi(gamma * x) (1 for classification, 4 for segmentation; DeepShare appendix B).
+
+    Attributes:
+        alpha, beta: parameters [C] (buffers if not affine).
+        channel_map: the ChannelMap; its `pi` stands in checkpoints.
+        soft_channels: int, settable; channels below it have the soft gate, 0 means all hard. Kept as the int32 buffer
+            `soft_switch`, so that it goes into checkpoints and changing it recompiles nothing (but reaching 0, where the hard
+            path begins).
+
+    Raises:
+        ValueError: prototypes is not in 1..channels, soft_channels not in 0..channels; and as `shared_relu`.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+    soft_switch: Tensor
+
+    def __init__(self, channels: int, prototypes: int, *, affine: bool = True, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.channel_map = ChannelMap.balanced(channels, prototypes)
+        self.affine = affine
+        for name, value in (("alpha", torch.ones(channels)), ("beta", torch.zeros(channels))):
+            if affine:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+        self.register_buffer("gamma", torch.tensor(float(gamma)))
+        self.register_buffer("soft_switch", torch.zeros((), dtype=torch.int32))
+        self._hard = True
+
+    @property
+    def channels(self) -> int:
+        return self.channel_map.channels
+
+    @property
+    def prototypes(self) -> int:
+        return self.channel_map.prototypes
+
+    @property
+    def soft_channels(self) -> int:
+        return 0 if self._hard else int(self.soft_switch)
+
+    @soft_channels.setter
+    def soft_channels(self, count: int) -> None:
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= self.channels:
+            raise ValueError(f"SharedReLU2d: soft_channels must be an int in 0..{self.channels} (got {count!r})")
+        self.soft_switch.fill_(count)
+        self._hard = count == 0
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        source: Tensor | None = None,  # [N, >=P, H, W], the leader's pre-activation
+    ) -> Tensor:
+        soft = 0 if self._hard else self.soft_switch
+        return shared_relu(
+            x, self.channel_map, self.alpha, self.beta, source=source, soft_channels=soft, gamma=self.gamma
+        )
+
+    def extra_repr(self) -> str:
+        state = "" if self._hard else f", soft_channels={self.soft_channels}"
+        return f"{self.channels}, {self.prototypes}, affine={self.affine}, gamma={float(self.gamma):g}{state}"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.soft_channels = int(self.soft_switch)
+
+
+class MaskedReLU2d(nn.Module):
+    """SNL's partly linearised activation, y = mask * relu(x) + (1 - mask) * x (SNL eq. 2; per channel: eq. 6).
+
+    Args:
+        mask: bool [C, H, W] (a gate per pixel) or [C] (per channel), True where the ReLU stays. DReLUs: the ones of the mask,
+            H*W each if per channel.
+
+    Raises:
+        TypeError: mask is not a bool tensor. ValueError: it has neither shape, or x does not fit it.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        if mask.dtype != torch.bool:
+            raise TypeError(f"MaskedReLU2d: mask must be bool (got {mask.dtype})")
+        if mask.dim() not in (1, 3):
+            raise ValueError(f"MaskedReLU2d: mask must be [C, H, W] or [C] (got {list(mask.shape)})")
+        self.register_buffer("mask", mask.clone())
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        mask = self.mask if self.mask.dim() == 3 else self.mask.reshape(-1, *(1,) * (x.dim() - 2))
+        fits = x.dim() == mask.dim() + 1 and all(m in (1, s) for m, s in zip(mask.shape, x.shape[1:], strict=True))
+        if not fits:
+            raise ValueError(f"MaskedReLU2d: x must fit the mask {list(self.mask.shape)} (got {list(x.shape)})")
+        return torch.where(mask, torch.relu(x), x)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.mask.shape)}, kept={int(self.mask.sum())}"
