@@ -197,7 +197,15 @@ def shared_relu(
     soft, sharpness = _gate_state(soft_channels, gamma, x, channel_map.channels, dtype)
     device = x.device.type
     name = default_backend(device) if backend is None else _forced_backend(backend, device)
-    arguments = (channel_map.pi, channel_map.members, channel_map.offsets, alpha.to(dtype), beta.to(dtype), soft, sharpness)
+    arguments = (
+        channel_map.pi,
+        channel_map.members,
+        channel_map.offsets,
+        alpha.to(dtype),
+        beta.to(dtype),
+        soft,
+        sharpness,
+    )
     return _SharedReLU.apply(x, source, *arguments, name)
 
 
@@ -211,7 +219,9 @@ def _check_tensors(x: Tensor, channel_map: ChannelMap, alpha: Tensor, beta: Tens
         raise ValueError(f"shared_relu: x must be [N, {channels}, *S] as channel_map says (got {list(x.shape)})")
     for name, value in (("alpha", alpha), ("beta", beta)):
         if value.shape != (channels,) or not value.is_floating_point():
-            raise ValueError(f"shared_relu: {name} must be floating point [{channels}] (got {value.dtype} {list(value.shape)})")
+            raise ValueError(
+                f"shared_relu: {name} must be floating point [{channels}] (got {value.dtype} {list(value.shape)})"
+            )
     for name, value in (("channel_map", channel_map.pi), ("alpha", alpha), ("beta", beta)):
         if value.device != x.device:
             raise ValueError(f"shared_relu: {name} must be on x's device {x.device} (got {value.device})")
@@ -242,7 +252,9 @@ def _gate_state(
         soft_channels = torch.full((), soft_channels, dtype=torch.int32, device=x.device)
     elif soft_channels.dtype != torch.int32 or soft_channels.dim() != 0 or soft_channels.device != x.device:
         got = f"{soft_channels.dtype} {list(soft_channels.shape)} on {soft_channels.device}"
-        raise ValueError(f"shared_relu: soft_channels must be an int or an int32 0-dim tensor on {x.device} (got {got})")
+        raise ValueError(
+            f"shared_relu: soft_channels must be an int or an int32 0-dim tensor on {x.device} (got {got})"
+        )
     if not isinstance(gamma, Tensor):
         return soft_channels, torch.full((), gamma, dtype=dtype, device=x.device)
     if gamma.dim() != 0 or not gamma.is_floating_point() or gamma.device != x.device:

@@ -1,0 +1,60 @@
+# Two commands: `make demo` runs the main job, `make test` the tests. Both make .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*) $(wildcard kernels/cuda/*)
+# torch first and capped as in setup.py: the build looks it up in the environment, and an uncapped torch pulls its newest CUDA stack
+TORCH ?= torch>=2.11,<2.14
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# CrypTen's own requirement list names a package that no longer installs, so its real needs stand in our `secure` extra
+CRYPTEN := crypten==0.4.1
+
+.PHONY: demo test test-slow lint format check-kernels bench clean
+
+demo: $(VENV)/.run
+	$(BIN)/deepshare demo --out runs/demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+
+check-kernels: $(VENV)/.test
+	$(BIN)/python scripts/check-kernels
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pytest bench -q --benchmark-only $(PYTEST)
+
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit("deepshare needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) '$(TORCH)' numpy
+	touch $@
+
+$(VENV)/.run: $(VENV)/.torch $(SOURCES)
+	$(PIP) --editable '.[demo,train,secure]'
+	$(PIP) --no-deps $(CRYPTEN)
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info deepshare/_C*.so

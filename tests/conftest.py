@@ -1,0 +1,36 @@
+"""Settings every test relies on; they must stand before torch, triton or deepshare is imported."""
+
+import os
+import shutil
+from pathlib import Path
+
+GPU = shutil.which("nvidia-smi") is not None
+if not GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on CPU tensors, in Python
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason="needs ../shared (papers, figures, data), which users do not have"))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """../shared: only for tests with the marker `shared`."""
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def poisoned_buffers():
+    """torch.empty comes filled with NaN, so that an unwritten output is loud (DESIGN, facts measured)."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
