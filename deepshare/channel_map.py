@@ -7,12 +7,13 @@ from torch import Tensor, nn
 class ChannelMap(nn.Module):
     """The mapping pi of DeepShare eq. 3: channel c takes the gate of prototype channel pi[c].
 
-    Prototypes are the first P channels (DeepShare 3.2). A module without parameters, so that the map follows `.to(device)` and
-    stands in checkpoints.
+    Prototypes are the first P channels (DeepShare 3.2). A module without parameters, so that the map follows
+    `.to(device)` and stands in checkpoints.
 
     Attributes:
         pi: int32 [C], 0 <= pi[c] < P.
-        members: int32 [C], the channels sorted by prototype (stable); `offsets` int32 [P+1] marks where each prototype's begin.
+        members: int32 [C], the channels sorted by prototype (stable).
+        offsets: int32 [P+1], where each prototype's channels begin in members.
         channels, prototypes: C and P.
 
     Raises:

@@ -13,22 +13,22 @@ class SharedReLU2d(nn.Module):
         y[n,c,h,w] = x[n,c,h,w] * (alpha[c] * gate[n,c,h,w] + beta[c])
         gate[n,c,h,w] = DReLU(source[n, c mod P, h, w]), source x by default
 
-    A follower (layer sharing, eq. 6) is the same module called with its leader's pre-activation: `act(x, source=s)`. Sharing is
-    data that flows along the graph, never state between modules. With P = C, alpha = 1 and beta = 0 the module is nn.ReLU: in
-    value on every finite input, in gradient away from 0.
+    A follower (layer sharing, eq. 6) is the same module called with its leader's pre-activation: `act(x, source=s)`.
+    Sharing is data that flows along the graph, never state between modules. With P = C, alpha = 1 and beta = 0 the
+    module is nn.ReLU: in value on every finite input, in gradient away from 0.
 
     Args:
         channels: C of the input [N, C, H, W] (any [N, C, *S] works).
         prototypes: P, in 1..C. For a follower the leader's P.
         affine: learn alpha and beta (start at 1 and 0); otherwise they stay there.
-        gamma: sharpness of the soft gate Phi(gamma * x) (1 for classification, 4 for segmentation; DeepShare appendix B).
+        gamma: sharpness of the soft gate Phi(gamma * x): 1 for classification, 4 for segmentation (DeepShare app. B).
 
     Attributes:
         alpha, beta: parameters [C] (buffers if not affine).
         channel_map: the ChannelMap; its `pi` stands in checkpoints.
         soft_channels: int, settable; channels below it have the soft gate, 0 means all hard. Kept as the int32 buffer
-            `soft_switch`, so that it goes into checkpoints and changing it recompiles nothing (but reaching 0, where the hard
-            path begins).
+            `soft_switch`, so that it goes into checkpoints and changing it recompiles nothing (but reaching 0, where
+            the hard path begins).
 
     Raises:
         ValueError: prototypes is not in 1..channels, soft_channels not in 0..channels; and as `shared_relu`.
@@ -94,8 +94,8 @@ class MaskedReLU2d(nn.Module):
     """SNL's partly linearised activation, y = mask * relu(x) + (1 - mask) * x (SNL eq. 2; per channel: eq. 6).
 
     Args:
-        mask: bool [C, H, W] (a gate per pixel) or [C] (per channel), True where the ReLU stays. DReLUs: the ones of the mask,
-            H*W each if per channel.
+        mask: bool [C, H, W] (a gate per pixel) or [C] (per channel), True where the ReLU stays. DReLUs: the ones of
+            the mask, H*W each if per channel.
 
     Raises:
         TypeError: mask is not a bool tensor. ValueError: it has neither shape, or x does not fit it.

@@ -163,9 +163,12 @@ def shared_relu(
     gamma: float | Tensor = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """y[n,c,s] = x[n,c,s] * (alpha[c] * gate[n,c,s] + beta[c]), gates shared between channels (DeepShare eq. 3) and layers (eq. 6).
+    """ReLU with gates shared between channels (DeepShare eq. 3) and layers (eq. 6).
 
-    gate[n,c,s] = Phi(gamma * v) where c < soft_channels, else 1[v >= 0], with v = source[n, pi[c], s] and source x by default.
+        y[n,c,s] = x[n,c,s] * (alpha[c] * gate[n,c,s] + beta[c])
+        gate[n,c,s] = Phi(gamma * v) where c < soft_channels, else 1[v >= 0]
+        v = source[n, pi[c], s], source x by default
+
     Equivalent PyTorch, for hard gates:
 
     >>> x, fewer = torch.randn(2, 6, 4, 4), ChannelMap.balanced(6, 2)
@@ -180,13 +183,14 @@ def shared_relu(
         channel_map: pi and P, on x's device.
         alpha, beta: [C], any floating dtype; used in float32 (float64 for float64 x).
         source: [N, >=P, *S], x's dtype and device: the leader's pre-activation, whose first P channels give the gates.
-        soft_channels: how many channels, counted from the first, have the soft gate. An int32 0-dim tensor on x's device is
-            read by the kernel, so that changing it neither recompiles nor recaptures; the int 0 selects the hard path.
+        soft_channels: how many channels, counted from the first, have the soft gate. An int32 0-dim tensor on x's
+            device is read by the kernel, so that changing it neither recompiles nor recaptures; the int 0 selects the
+            hard path.
         gamma: sharpness of the soft gate, a number or a 0-dim tensor on x's device.
         backend: "reference", "cpu", "triton" or "cuda"; default: `default_backend(x.device.type)`.
 
     Returns:
-        y with x's dtype and the strides of `torch.empty_like(x)`. The gate at 0 and -0.0 is 1, at NaN 0; NaN in x stays.
+        y with x's dtype and the strides of `torch.empty_like(x)`. The gate at 0 and -0.0 is 1, at NaN 0; NaN of x stays.
 
     Raises:
         TypeError, ValueError: an argument has another type, dtype, shape, device or range than stated here.

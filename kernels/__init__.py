@@ -1,1 +1,1 @@
-"""Device code of deepshare and its specification. Nothing here imports deepshare (native.py looks `deepshare._C` up by name)."""
+"""Device code of deepshare and its specification. Nothing here imports deepshare; native.py looks _C up by name."""

@@ -4,8 +4,9 @@
                     1[source[n, pi[c], s] >= 0]        elsewhere                 (DReLU, DeepShare eq. 1)
     y[n, c, s]    = x[n, c, s] * (alpha[c] * gate[n, c, s] + beta[c])            (DeepShare eq. 3 and 6)
 
-Shapes: x, y, grad, dx [N, C, *S]; source, dsource [N, >=P, *S]; pi, members [C]; offsets [P+1]; alpha, beta, dalpha, dbeta [C].
-Arithmetic and gradient sums are in alpha's dtype (float64 for float64 x, else float32); the contract stands in docs/shared_relu.md.
+Shapes: x, y, grad, dx [N, C, *S]; source, dsource [N, >=P, *S]; pi, members [C]; offsets [P+1]; alpha, beta and their
+gradients [C]. Arithmetic and gradient sums are in alpha's dtype (float64 for float64 x, else float32). The contract:
+docs/shared_relu.md.
 """
 
 import math
@@ -71,8 +72,8 @@ def backward(
         dalpha[c]  = sum over n, s of g * x * gate            dbeta[c] = sum over n, s of g * x
         dsource[p] = sum over {c < soft_channels: pi[c] = p} of g * x * alpha[c] * gamma * phi(gamma * s[p])
 
-    phi is the standard normal density. Without a source dsource is added to dx and returned empty; it is empty too when all
-    gates are hard, whose derivative is 0 (DeepShare 3.3).
+    phi is the standard normal density. Without a source dsource is added to dx and returned empty; it is empty too when
+    all gates are hard, whose derivative is 0 (DeepShare 3.3).
     """
     dtype, rank = alpha.dtype, x.dim()
     leader = x if source is None else source
