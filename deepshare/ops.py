@@ -190,7 +190,7 @@ def shared_relu(
         backend: "reference", "cpu", "triton" or "cuda"; default: `default_backend(x.device.type)`.
 
     Returns:
-        y with x's dtype and the strides of `torch.empty_like(x)`. The gate at 0 and -0.0 is 1, at NaN 0; NaN of x stays.
+        y with x's dtype and the strides of `torch.empty_like(x)`. The gate is 1 at 0 and -0.0, 0 at NaN; NaN of x stays.
 
     Raises:
         TypeError, ValueError: an argument has another type, dtype, shape, device or range than stated here.
@@ -201,16 +201,8 @@ def shared_relu(
     soft, sharpness = _gate_state(soft_channels, gamma, x, channel_map.channels, dtype)
     device = x.device.type
     name = default_backend(device) if backend is None else _forced_backend(backend, device)
-    arguments = (
-        channel_map.pi,
-        channel_map.members,
-        channel_map.offsets,
-        alpha.to(dtype),
-        beta.to(dtype),
-        soft,
-        sharpness,
-    )
-    return _SharedReLU.apply(x, source, *arguments, name)
+    maps = (channel_map.pi, channel_map.members, channel_map.offsets)
+    return _SharedReLU.apply(x, source, *maps, alpha.to(dtype), beta.to(dtype), soft, sharpness, name)
 
 
 def _check_tensors(x: Tensor, channel_map: ChannelMap, alpha: Tensor, beta: Tensor, source: Tensor | None) -> None:
