@@ -190,7 +190,7 @@ def shared_relu(
         backend: "reference", "cpu", "triton" or "cuda"; default: `default_backend(x.device.type)`.
 
     Returns:
-        y with x's dtype and the strides of `torch.empty_like(x)`. The gate is 1 at 0 and -0.0, 0 at NaN; NaN of x stays.
+        y: x's dtype, strides of `torch.empty_like(x)`. The gate is 1 at 0 and -0.0, 0 at NaN; NaN of x stays.
 
     Raises:
         TypeError, ValueError: an argument has another type, dtype, shape, device or range than stated here.
