@@ -1,0 +1,63 @@
+"""The two loops: one epoch of training, one pass of evaluation."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from deepshare.data import Batches
+from deepshare.nn import SharedReLU2d
+from deepshare.train.recipe import PhaseRecipe
+from deepshare.train.task import Task
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    after_step: Callable[[int, Tensor], None],
+) -> float:
+    """Train `model` over `batches` once; returns the mean loss.
+
+    `after_step(steps, sum of losses so far)` gets the sum as a tensor on the device: reading it waits for the
+    device, so the reader decides how often. The loop itself waits once, at the end.
+    """
+    model.train()
+    total, steps = torch.zeros(()), 0
+    for images, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        loss = task(model, images, labels)
+        loss.backward()
+        optimizer.step()
+        total = total.to(loss.device) + loss.detach()
+        steps += 1
+        after_step(steps, total)
+    return float(total) / max(steps, 1)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches) -> float:
+    """Share of images whose label has the largest logit, in [0, 1]; NaN if there are no images."""
+    model.eval()
+    right = [(model(images).argmax(1) == labels).sum() for images, labels in batches]
+    return float(torch.stack(right).sum()) / batches.image_count if right else float("nan")
+
+
+def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.SGD:
+    """SGD with momentum and weight decay, as DeepShare Table 7.
+
+    Weight decay leaves alpha and beta alone unless phase.decay_affine: the paper does not say, and decay would pull
+    both to 0, where a channel is neither gated nor passed on.
+    """
+    gates = [module for module in model.modules() if isinstance(module, SharedReLU2d)]
+    affine = {id(value) for module in gates for value in (module.alpha, module.beta)}
+    learned = [value for value in model.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in learned if id(value) not in affine], "weight_decay": phase.weight_decay},
+        {
+            "params": [value for value in learned if id(value) in affine],
+            "weight_decay": phase.weight_decay if phase.decay_affine else 0.0,
+        },
+    ]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=phase.lr, momentum=phase.momentum)

@@ -1,0 +1,40 @@
+"""What changes from epoch to epoch: the learning rate, and how many channels still have soft gates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+LINEAR_END = 0.75  # DeepShare Table 7: a linear schedule reaches its end at 75 % of the phase's epochs, then stays
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate per epoch, from `start` to `end`: the two ends of Table 7's column "LR (start -> end)"."""
+
+    kind: Literal["constant", "linear", "cosine"]
+    epochs: int
+    start: float
+    end: float
+
+    def at(self, epoch: int) -> float:
+        """The rate in `epoch`, 0 .. epochs - 1.
+
+        linear: reaches `end` at LINEAR_END * epochs; cosine: reaches it in the last epoch.
+        """
+        if self.kind == "constant":
+            return self.start
+        if self.kind == "linear":
+            return self.start + (self.end - self.start) * min(1.0, epoch / (LINEAR_END * self.epochs))
+        way = epoch / max(self.epochs - 1, 1)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * way)) / 2
+
+
+def soft_channels_at(epoch: int, switching: int, channels: int) -> int:
+    """Channels of a site that still have soft gates in `epoch` of the switch (DeepShare Alg. 1, appendix B).
+
+    The same share of every site's channels turns hard before each of the `switching` epochs, the last channel
+    first; in epoch switching - 1 and after it none is soft.
+    """
+    return channels * max(switching - 1 - epoch, 0) // switching
