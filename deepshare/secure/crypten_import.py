@@ -1,0 +1,34 @@
+"""CrypTen 0.4.1 on a current torch."""
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+from deepshare.secure.errors import SecureError
+
+INSTALL = "pip install --no-deps crypten==0.4.1 && pip install omegaconf pyyaml onnx"
+
+
+def require_crypten() -> None:
+    """Raises SecureError with the install command if CrypTen or what it needs is absent; imports nothing."""
+    missing = [name for name in ("crypten", "omegaconf", "yaml", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SecureError(
+            f"secure: {', '.join(missing)} not installed; CrypTen's own requirements are broken, install it with: {INSTALL}"
+        )
+
+
+def load_crypten() -> ModuleType:
+    """Imports CrypTen, and sets it up to count.
+
+    CrypTen imports `torch.onnx._internal.registration`, which torch moved; the module is put under its old name first. Its
+    counters read zero unless `communicator.verbose` is set before the operations.
+    """
+    require_crypten()
+    old = "torch.onnx._internal.registration"
+    if old not in sys.modules and importlib.util.find_spec(old) is None:
+        sys.modules[old] = importlib.import_module("torch.onnx._internal.torchscript_exporter.registration")
+    crypten = importlib.import_module("crypten")
+    crypten.cfg.communicator.verbose = True
+    return crypten

@@ -1,0 +1,193 @@
+"""Starts the two parties as fresh processes on loopback, watches them, and takes their results.
+
+A party that dies is noticed within a second, one that is stopped or hangs within `stall_seconds`; either ends the run with
+a SecureError, both processes gone and the working folder removed.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepshare.secure import jobs
+from deepshare.secure.crypten_import import require_crypten
+from deepshare.secure.errors import SecureError
+from deepshare.secure.party import PEER_LOST
+
+ROLES = ("server", "client")
+STALL_SECONDS = 25.0
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 0.4  # when one party dies the other follows: wait for both before saying whose fault it was
+
+
+@dataclass
+class Party:
+    """One party's process as the parent sees it."""
+
+    rank: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+    signals: int  # read end of the pipe of beats
+    heard: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    done: int = -1
+    place: str = "starting"
+    _rest: bytes = b""
+
+    @property
+    def label(self) -> str:
+        return f"party {self.rank} ({ROLES[self.rank]})"
+
+    def listen(self) -> bool:
+        """Takes the beats that have come; False at the end of the pipe."""
+        data = os.read(self.signals, 65536)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        now = time.monotonic()
+        for line in lines:
+            beat = json.loads(line)
+            self.heard = now
+            if beat["done"] != self.done:
+                self.done, self.place, self.moved = beat["done"], beat["place"], now
+        return bool(data)
+
+    def last_words(self) -> str:
+        """Last line it wrote to stderr."""
+        lines = (self.folder / "stderr").read_text(errors="replace").strip().splitlines()
+        return f"; last line of its stderr: {lines[-1].strip()}" if lines else "; its stderr is empty"
+
+
+def run_jobs(job_list: Sequence[jobs.Job], *, stall_seconds: float = STALL_SECONDS) -> list[list[dict[str, Any]]]:
+    """Runs the jobs one after another in one pair of processes; results[rank][job] as inference.run_job returns them.
+
+    Args:
+        job_list: each party is given its own view of each job.
+        stall_seconds: a party silent, or both without progress, for that long ends the run.
+
+    Raises:
+        SecureError: CrypTen is missing; a party died, stopped or hung (which, how, last line of its stderr).
+    """
+    require_crypten()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepshare-secure-")))
+        parties = [_start(rank, folder, job_list, stack) for rank in (0, 1)]
+        _watch(parties, stall_seconds)
+        return [jobs.load(party.folder / jobs.RESULT_FILE) for party in parties]
+
+
+def _start(rank: int, folder: Path, job_list: Sequence[jobs.Job], stack: ExitStack) -> Party:
+    own = folder / ROLES[rank]
+    own.mkdir(mode=0o700)
+    jobs.save_beside([job.view(rank) for job in job_list], own / jobs.JOB_FILE)
+    reading, writing = os.pipe()
+    stack.callback(os.close, reading)
+    script = Path(__file__).with_name("party.py")
+    try:
+        with open(own / "stderr", "wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(script), str(rank), str(own), str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=(writing,),
+                env=_environment(rank, folder),
+            )
+    finally:
+        os.close(writing)
+    stack.callback(_end, process)
+    return Party(rank, own, process, reading)
+
+
+def _environment(rank: int, folder: Path) -> dict[str, str]:
+    """One core a party, a fresh rendezvous, gloo kept on the loopback interface."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = os.environ.get("PYTHONPATH")
+    own = {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "RENDEZVOUS": f"file://{folder}/rendezvous",
+        "DISTRIBUTED_BACKEND": "gloo",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONPATH": package_root if not path else package_root + os.pathsep + path,
+    }
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:
+        own["GLOO_SOCKET_IFNAME"] = loopback[0]
+    return {**os.environ, **own}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills what still runs (a stopped process too) and reaps it."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _watch(parties: list[Party], stall_seconds: float) -> None:
+    """Returns when both ended well; raises SecureError as soon as one cannot any more."""
+    with selectors.DefaultSelector() as selector:
+        for party in parties:
+            selector.register(party.signals, selectors.EVENT_READ, party)
+        while any(party.process.poll() is None for party in parties):
+            for key, _ in selector.select(POLL_SECONDS):
+                if not key.data.listen():
+                    selector.unregister(key.fd)
+            if not selector.get_map():
+                time.sleep(POLL_SECONDS)
+            if any(party.process.poll() not in (None, 0) for party in parties):
+                break
+            _check_alive(parties, stall_seconds)
+    if any(party.process.poll() != 0 for party in parties):
+        raise _obituary(parties)
+
+
+def _check_alive(parties: list[Party], stall_seconds: float) -> None:
+    """A stopped process sends no beats; two that wait for each other send beats but make no progress."""
+    now = time.monotonic()
+    running = [party for party in parties if party.process.poll() is None]
+    for party in running:
+        if now - party.heard > stall_seconds / 2:
+            raise SecureError(
+                f"secure: {party.label} gave no sign of life for {now - party.heard:.1f} s (stopped?), at '{party.place}'"
+                f"{party.last_words()}"
+            )
+    if running and all(now - party.moved > stall_seconds for party in running):
+        places = ", ".join(f"{party.label} at '{party.place}'" for party in running)
+        raise SecureError(f"secure: no progress for {stall_seconds:g} s: {places}{running[0].last_words()}")
+
+
+def _obituary(parties: list[Party]) -> SecureError:
+    """Blames a party killed by a signal first, then one that failed by itself, then one that lost its peer."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and any(party.process.poll() is None for party in parties):
+        time.sleep(POLL_SECONDS)
+    dead = [party for party in parties if party.process.poll() not in (None, 0)]
+    culprit = min(dead, key=lambda party: _blame(party.process.returncode))
+    code = culprit.process.returncode
+    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    return SecureError(f"secure: {culprit.label} {how} at '{culprit.place}'{culprit.last_words()}")
+
+
+def _blame(code: int) -> int:
+    if code < 0:
+        return 0
+    return 2 if code == PEER_LOST else 1
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

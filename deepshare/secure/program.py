@@ -1,0 +1,88 @@
+"""A network as a list of steps on shares: what both parties know.
+
+A Program holds the architecture only: operations, shapes, channel maps and masks (the plan is public). Weights stand apart,
+as integer tensors under the keys of `Program.params`, so that a party can be given the one without the other.
+"""
+
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Param:
+    """Shape and fractional bits of one weight tensor."""
+
+    shape: tuple[int, ...]
+    bits: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation. `inputs` are indices of earlier steps; `shape` is the result's, without the batch dimension.
+
+    Attributes:
+        op: input, conv2d, linear, affine, add, relu, shared, mask, avg_pool2d or flatten.
+        name: module path or node name, as in the model.
+        params: role (weight, bias, scale, shift, alpha, beta) to key in `Program.params`.
+        public: role (pi, index) to key in `Program.public`.
+        gates: for `shared`, (step whose value is compared, P). Steps with equal `gates` share one comparison.
+        fresh: for `shared`, True where this step makes the comparison, False for a follower.
+        options: what the operation needs besides (stride, padding, kernel, ...).
+    """
+
+    op: str
+    name: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    params: dict[str, str] = field(default_factory=dict)
+    public: dict[str, str] = field(default_factory=dict)
+    gates: tuple[int, int] | None = None
+    fresh: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the result for one image."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in order, the last one's value being the result."""
+
+    steps: tuple[Step, ...]
+    params: dict[str, Param]
+    public: dict[str, Tensor]  # int64: channel maps [C] and flat indices of masked elements [K]
+
+    def drelus(self, step: Step) -> int:
+        """Comparisons the step makes for one image."""
+        if step.op == "relu":
+            return step.elements
+        if step.op == "mask":
+            return self.public[step.public["index"]].numel()
+        if step.op == "shared" and step.fresh and step.gates is not None:
+            return step.gates[1] * prod(step.shape[1:])
+        return 0
+
+    @property
+    def total_drelus(self) -> int:
+        return sum(self.drelus(step) for step in self.steps)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Only dicts, tuples, numbers, strings and tensors: what `torch.load(weights_only=True)` reads back."""
+        return {
+            "steps": [asdict(step) for step in self.steps],
+            "params": {key: (param.shape, param.bits) for key, param in self.params.items()},
+            "public": dict(self.public),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Program":
+        return cls(
+            steps=tuple(Step(**step) for step in plain["steps"]),
+            params={key: Param(tuple(shape), bits) for key, (shape, bits) in plain["params"].items()},
+            public=dict(plain["public"]),
+        )
