@@ -54,6 +54,7 @@ class ChannelMap(nn.Module):
             _validate(incoming, self.prototypes)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if incoming is not None:
+            self.pi = self.pi.to(torch.int32)  # assign=True takes the incoming tensor, whatever integers it has
             members, offsets = _inverse(self.pi, self.prototypes)
             self.members.copy_(members)
             self.offsets.copy_(offsets)

@@ -66,10 +66,13 @@ class SharedReLU2d(nn.Module):
 
     @soft_channels.setter
     def soft_channels(self, count: int) -> None:
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= self.channels:
-            raise ValueError(f"SharedReLU2d: soft_channels must be an int in 0..{self.channels} (got {count!r})")
+        self._check_soft_channels(count)
         self.soft_switch.fill_(count)
         self._hard = count == 0
+
+    def _check_soft_channels(self, count: object) -> None:
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= self.channels:
+            raise ValueError(f"SharedReLU2d: soft_channels must be an int in 0..{self.channels} (got {count!r})")
 
     def forward(
         self,
@@ -86,6 +89,9 @@ class SharedReLU2d(nn.Module):
         return f"{self.channels}, {self.prototypes}, affine={self.affine}, gamma={float(self.gamma):g}{state}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        incoming = state_dict.get(prefix + "soft_switch")
+        if incoming is not None:
+            self._check_soft_channels(incoming.item())
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.soft_channels = int(self.soft_switch)
 

@@ -208,6 +208,9 @@ def shared_relu(
 def _check_tensors(x: Tensor, channel_map: ChannelMap, alpha: Tensor, beta: Tensor, source: Tensor | None) -> None:
     if not isinstance(channel_map, ChannelMap):
         raise TypeError(f"shared_relu: channel_map must be a ChannelMap (got {type(channel_map).__name__})")
+    for name, value in (("x", x), ("alpha", alpha), ("beta", beta), ("source", source)):
+        if not isinstance(value, Tensor) and not (name == "source" and value is None):
+            raise TypeError(f"shared_relu: {name} must be a tensor (got {type(value).__name__})")
     channels = channel_map.channels
     if x.dtype not in _DTYPES:
         raise TypeError(f"shared_relu: x must be float32, float16, bfloat16 or float64 (got {x.dtype})")
@@ -241,7 +244,9 @@ def _gate_state(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(soft_channels, gamma) as the raw ops take them: 0-dim tensors on x's device, or None twice for hard gates."""
     if not isinstance(soft_channels, Tensor):
-        if isinstance(soft_channels, bool) or not 0 <= soft_channels <= channels:
+        if isinstance(soft_channels, bool) or not isinstance(soft_channels, int | torch.SymInt):
+            raise TypeError(f"shared_relu: soft_channels must be an int or a tensor (got {soft_channels!r})")
+        if not 0 <= soft_channels <= channels:
             raise ValueError(f"shared_relu: soft_channels must be an int in 0..{channels} (got {soft_channels!r})")
         if soft_channels == 0:
             return None, None
@@ -252,6 +257,8 @@ def _gate_state(
             f"shared_relu: soft_channels must be an int or an int32 0-dim tensor on {x.device} (got {got})"
         )
     if not isinstance(gamma, Tensor):
+        if isinstance(gamma, bool) or not isinstance(gamma, int | float | torch.SymInt | torch.SymFloat):
+            raise TypeError(f"shared_relu: gamma must be a number or a tensor (got {gamma!r})")
         return soft_channels, torch.full((), gamma, dtype=dtype, device=x.device)
     if gamma.dim() != 0 or not gamma.is_floating_point() or gamma.device != x.device:
         got = f"{gamma.dtype} {list(gamma.shape)} on {gamma.device}"
