@@ -1,0 +1,143 @@
+"""`secure.run`: a checkpoint's network, run between two parties on loopback."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from deepshare.secure import costs
+from deepshare.secure.crypten_import import require_crypten
+from deepshare.secure.errors import SecureError
+from deepshare.secure.fixed_point import decode, encode
+from deepshare.secure.jobs import Job, Weights
+from deepshare.secure.launcher import STALL_SECONDS, run_jobs
+from deepshare.secure.lower import lower
+from deepshare.secure.program import Program
+from deepshare.secure.report import PROVIDER, SecureReport, SiteCost
+
+PLAIN_BATCH = 256  # the plain run's batch, for memory only
+
+
+def run(
+    checkpoint: str | Path,
+    images: Tensor,  # [N, C, H, W] float, normalised as in training
+    labels: Tensor,  # [N] integer
+    *,
+    weights: Weights = "public",
+    batch: int = 1,
+    stall_seconds: float = STALL_SECONDS,
+) -> SecureReport:
+    """Runs a checkpoint's network on `images` between a server (party 0, the model) and a client (party 1, the images).
+
+    Two fresh processes on loopback, one core each, under CrypTen's protocols (semi-honest; docs/secure.md). Only the client
+    learns the logits.
+
+    Args:
+        weights: "public": both parties know the weights, alpha and beta, linear layers are free. "secret": only the server
+            does; the client's process is given shapes, channel maps and masks.
+        batch: images per inference. Costs and seconds are those of one batch.
+        stall_seconds: a party silent, or both without progress, for that long ends the run.
+
+    Raises:
+        SecureError: bad arguments, an unsupported or soft layer (before any process starts); a party that dies or stalls.
+        CheckpointError: the checkpoint is damaged.
+    """
+    from deepshare.checkpoint import load_checkpoint  # here: the parties import this package and need no model code
+
+    loaded = load_checkpoint(checkpoint)
+    return run_model(
+        loaded.model, images, labels, name=str(checkpoint), weights=weights, batch=batch, stall_seconds=stall_seconds
+    )
+
+
+def run_model(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    name: str = "model",
+    weights: Weights = "public",
+    batch: int = 1,
+    stall_seconds: float = STALL_SECONDS,
+) -> SecureReport:
+    """`run` for a model in memory; it is taken in eval mode and not changed."""
+    _check(images, labels, weights, batch)
+    require_crypten()
+    program, tensors = lower(model, (images.shape[1], images.shape[2], images.shape[3]))
+    job = Job(program, tensors, encode(images, name="images"), weights, batch)
+    plain = _plain_logits(model, images)
+    (server,), (client,) = run_jobs([job], stall_seconds=stall_seconds)
+    if server["spent"] != client["spent"]:
+        raise SecureError("secure: the parties counted different rounds or bytes")
+    return _report(name, job, client, server, plain, labels)
+
+
+def _check(images: Tensor, labels: Tensor, weights: str, batch: int) -> None:
+    if weights not in get_args(Weights):
+        raise SecureError(f"secure: weights must be 'public' or 'secret' (got {weights!r})")
+    if images.dim() != 4 or not images.is_floating_point() or not len(images):
+        raise SecureError(
+            f"secure: images must be a float tensor [N, C, H, W], normalised as in training, N >= 1 "
+            f"(got {images.dtype} {list(images.shape)})"
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise SecureError(f"secure: labels must be integers [{len(images)}] (got {labels.dtype} {list(labels.shape)})")
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= len(images):
+        raise SecureError(f"secure: batch must be in 1..{len(images)}, the number of images (got {batch!r})")
+
+
+def _plain_logits(model: nn.Module, images: Tensor) -> Tensor:
+    was_training = model.training
+    model.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        logits = [model(part.to(device)).cpu() for part in images.split(PLAIN_BATCH)]
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def _report(
+    name: str, job: Job, client: dict[str, Any], server: dict[str, Any], plain: Tensor, labels: Tensor
+) -> SecureReport:
+    predicted = costs.total(costs.predict(job.program, job.batch, secret=job.weights == "secret"))
+    sites = _sites(job.program, client["spent"])
+    exchanged, opened = sum(site.bytes_one_way for site in sites[:-1]), sites[-1].bytes_one_way
+    full = [index for index, size in enumerate(client["sizes"]) if size == job.batch]
+    secure_class, plain_class, truth = decode(client["logits"]).argmax(1), plain.argmax(1), labels.cpu()
+    return SecureReport(
+        network=name,
+        weights=job.weights,
+        provider=PROVIDER,
+        device="CPU, one core a party",
+        transport="loopback, gloo",
+        batch=job.batch,
+        images=len(job.images),
+        drelus=job.program.total_drelus,
+        rounds=sum(site.rounds for site in sites),
+        server_bytes=exchanged + opened,
+        client_bytes=exchanged,
+        predicted_rounds=predicted.rounds,
+        predicted_bytes=predicted.comm_bytes,
+        seconds_online=median(client["online"][index] for index in full),
+        seconds_dealing=median(server["dealing"][index] for index in full),
+        agreement=_share(secure_class == plain_class),
+        accuracy_secure=_share(secure_class == truth),
+        accuracy_plain=_share(plain_class == truth),
+        sites=sites,
+    )
+
+
+def _sites(program: Program, spent: list[tuple[int, int]]) -> tuple[SiteCost, ...]:
+    """Counters to rows. CrypTen counts sent plus received: half of it each way, but the opening goes one way only."""
+    rows = [
+        SiteCost(step.name, step.op, program.drelus(step), rounds, counted // 2)
+        for step, (rounds, counted) in zip(program.steps, spent[:-1], strict=True)
+    ]
+    rounds, counted = spent[-1]
+    return (*rows, SiteCost("logits to the client", "opening", 0, rounds, counted))
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())
