@@ -1,0 +1,182 @@
+"""Which activations a model calls, in call order: seen by running it once on a zero image.
+
+A run sees what a trace may not (control flow, calls inside torch.nn's own blocks), so counting needs no traceable model. Only
+rewriting does (graph.py).
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from deepshare.nn import MaskedReLU2d, SharedReLU2d
+from deepshare.site import Kind, Mask, PlanError, Site
+
+ACTIVATIONS = (nn.ReLU, nn.GELU, SharedReLU2d, MaskedReLU2d)
+_ATEN = torch.ops.aten
+RELU_FUNCTIONS = frozenset(
+    {
+        *(F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
+        *(_ATEN.relu, _ATEN.relu.default, _ATEN.relu_, _ATEN.relu_.default),
+    }
+)
+_LINEAR_MARK = "is_linear_site"
+
+
+def linear_activation() -> nn.Identity:
+    """The module of a linear site: an nn.Identity that `find_calls` tells from the identities a model has anyway."""
+    identity = nn.Identity()
+    setattr(identity, _LINEAR_MARK, True)
+    return identity
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a call of `module` is a site."""
+    return isinstance(module, ACTIVATIONS) or getattr(module, _LINEAR_MARK, False) is True
+
+
+class SiteNames:
+    """Names in call order: `path`, `path@2`, ... Run and trace must name alike, so both name here."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+
+    def of_module(self, path: str) -> str:
+        return self._next(path)
+
+    def of_function(self, caller: str) -> str:
+        return self._next(f"{caller}:relu")
+
+    def _next(self, base: str) -> str:
+        self._calls[base] += 1
+        return base if self._calls[base] == 1 else f"{base}@{self._calls[base]}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One activation call: the site as it stands, and the path of the called module (None for a function)."""
+
+    site: Site
+    module: str | None
+
+
+def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
+    """The activation calls of one forward pass in eval mode on a zero batch [1, *input_size], in call order.
+
+    Sites are nn.ReLU and nn.GELU modules, functional ReLUs (F.relu, torch.relu, Tensor.relu, in place or not) and what
+    `apply_plan` puts in their place. Calls are counted, not modules. ReLU6, leaky and functional GELUs are no sites.
+    The model is not changed: a copy runs, with copied buffers and the model's own parameters.
+
+    Raises:
+        PlanError: the model does not run on such a batch, or holds a ScriptModule, whose inside cannot be seen.
+    """
+    size = tuple(input_size)
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(f"find_calls: module {path!r} is a ScriptModule: its activations cannot be seen")
+    probe = without_weights(model).eval()
+    watch = _Watch(probe)
+    reference = next((p for p in probe.parameters() if p.is_floating_point()), torch.empty(0))
+    batch = torch.zeros(1, *size, dtype=reference.dtype, device=reference.device)
+    try:
+        with torch.no_grad(), watch:
+            probe(batch)
+    except PlanError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"find_calls: {type(model).__name__} does not run on a batch {list(batch.shape)}: {error}"
+        ) from error
+    return watch.calls
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A deep copy that shares the model's parameters, for looking at: forward may change its buffers and attributes."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+@dataclass
+class _Leader:
+    """A shared site with gates of its own: its name, P, and the very tensor it was called with."""
+
+    name: str
+    prototypes: int
+    preactivation: Tensor
+
+
+@dataclass
+class _Watch(TorchFunctionMode):
+    """Records activation calls: modules by forward hooks, functions by the function mode, which is deaf inside activations."""
+
+    model: nn.Module
+    calls: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._names = SiteNames()
+        self._stack: list[str] = []
+        self._inside = 0
+        self._leaders: list[_Leader] = []
+        for path, module in self.model.named_modules():
+            enter, leave = self._activation(path) if is_activation(module) and path else self._caller(path)
+            module.register_forward_pre_hook(enter, with_kwargs=True)
+            module.register_forward_hook(leave)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in RELU_FUNCTIONS and not self._inside:
+            name = self._names.of_function(self._stack[-1])
+            self.calls.append(Call(Site(name, tuple(result.shape[1:])), None))
+        return result
+
+    def _caller(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._stack.append(path)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._stack.pop()
+
+        return enter, leave
+
+    def _activation(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self._inside:
+                self._record(path, module, args, kwargs)
+            self._inside += 1
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._inside -= 1
+
+        return enter, leave
+
+    def _record(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("x", kwargs.get("input"))
+        name, shape = self._names.of_module(path), tuple(x.shape[1:])
+        if isinstance(module, SharedReLU2d):
+            source = args[1] if len(args) > 1 else kwargs.get("source")
+            site = self._shared(name, shape, module, x, source)
+        elif isinstance(module, MaskedReLU2d):
+            site = Site(name, shape, "mask", mask=Mask.of(module.mask))
+        else:
+            kind = "relu" if isinstance(module, nn.ReLU) else "gelu" if isinstance(module, nn.GELU) else "linear"
+            site = Site(name, shape, cast(Kind, kind))
+        self.calls.append(Call(site, path))
+
+    def _shared(
+        self, name: str, shape: tuple[int, ...], module: SharedReLU2d, x: Tensor, source: Tensor | None
+    ) -> Site:
+        """A follower if its gates are a known leader's. Gates of any other source are compared here, so they are paid here."""
+        for leader in self._leaders:
+            if source is leader.preactivation and leader.prototypes == module.prototypes:
+                return Site(name, shape, "shared", leader=leader.name)
+        if source is None:
+            self._leaders.append(_Leader(name, module.prototypes, x))
+        return Site(name, shape, "shared", prototypes=module.prototypes)

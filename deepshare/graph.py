@@ -1,0 +1,258 @@
+"""Putting other activations into a model: by module swap where that is enough, else by torch.fx."""
+
+import copy
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from deepshare.find import RELU_FUNCTIONS, Call, SiteNames, is_activation, linear_activation, without_weights
+from deepshare.nn import MaskedReLU2d, SharedReLU2d
+from deepshare.site import PlanError, Site
+
+_CONSTANTS = "traced_constants"  # the submodule for tensors that forward makes from nothing
+_IN_PLACE_OPERATORS = frozenset(
+    (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod)
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One activation call, what shall stand there, and the P of its gates (a follower's is its leader's)."""
+
+    call: Call
+    site: Site
+    prototypes: int | None
+    changed: bool
+
+    @property
+    def stateless(self) -> bool:
+        return self.site.kind in ("relu", "gelu", "linear")
+
+
+def rewrite(model: nn.Module, calls: Sequence[Call], wanted: Sequence[Site]) -> nn.Module:
+    """A copy of `model` with `wanted[i]` standing where `calls[i]` is made; what already stands there keeps its weights.
+
+    Swapping modules is enough unless a functional ReLU changes, the calls of one module change differently, or gates go from
+    site to site. Then the result is an fx.GraphModule of the same parameters and names, in which every site has a module of
+    its own at the path that is its name, and the leaders' pre-activations are arguments of their followers.
+
+    Raises:
+        PlanError: a graph is needed and the model cannot be traced, or a leader's pre-activation is changed in place.
+    """
+    changes = _changes(calls, wanted)
+    reason = _needs_graph(changes)
+    return _swapped(model, changes) if reason is None else _rewired(model, changes, reason)
+
+
+def _changes(calls: Sequence[Call], wanted: Sequence[Site]) -> list[Change]:
+    standing = _prototypes([call.site for call in calls])
+    coming = _prototypes(wanted)
+    return [
+        Change(call, site, coming[site.name], call.site != site or standing[site.name] != coming[site.name])
+        for call, site in zip(calls, wanted, strict=True)
+    ]
+
+
+def _prototypes(sites: Sequence[Site]) -> dict[str, int | None]:
+    own = {site.name: site.prototypes for site in sites}
+    return {site.name: own[site.leader] if site.leader else site.prototypes for site in sites}
+
+
+def _needs_graph(changes: Sequence[Change]) -> str | None:
+    """Why a module swap does not do, naming the first such site; None where it does."""
+    outcomes: dict[str | None, set[tuple[str, bool]]] = {}
+    times = Counter(change.call.module for change in changes)
+    for change in changes:
+        outcomes.setdefault(change.call.module, set()).add((change.site.kind, change.stateless))
+    for change in changes:
+        module, here = change.call.module, f"site {change.site.name!r}"
+        if not change.changed:
+            continue
+        if change.site.leader is not None or change.call.site.leader is not None:
+            return f"{here} takes or loses the gates of another site"
+        if module is None:
+            return f"{here} is a function call, not a module"
+        if times[module] > 1 and (len(outcomes[module]) > 1 or not change.stateless):
+            return f"{here} is one of {times[module]} calls of the module {module!r}"
+    return None
+
+
+def _swapped(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
+    result = copy.deepcopy(model)
+    new = {change.call.module: change for change in changes if change.changed and change.call.module is not None}
+    for path, change in new.items():
+        old, module = result.get_submodule(str(path)), _build(change, result)
+        for parent in result.modules():  # an activation may be registered under several paths
+            for name, child in parent._modules.items():
+                if child is old:
+                    parent._modules[name] = module
+    return result
+
+
+def _build(change: Change, model: nn.Module) -> nn.Module:
+    """The module of a site, on the model's device, in its dtype and mode."""
+    site = change.site
+    module: nn.Module
+    if change.prototypes is not None:
+        module = SharedReLU2d(site.channels, change.prototypes)
+    elif site.mask is not None:
+        module = MaskedReLU2d(site.mask.tensor())
+    else:
+        module = {"relu": nn.ReLU, "gelu": nn.GELU, "linear": linear_activation}[site.kind]()
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return module.to(reference.device, reference.dtype).train(model.training)
+
+
+def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Module:
+    probe, graph, calls = _trace(model, changes, reason)
+    result = copy.deepcopy(model)
+    modules = dict(result.named_modules())
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    times = Counter(change.call.module for change in changes)
+    nodes: dict[str, fx.Node] = {}
+    for change, node in zip(changes, calls, strict=True):
+        name, in_place = change.site.name, _in_place(node, modules)
+        if change.changed or in_place or change.call.module != name or times[name] > 1:
+            _place(result, name, _own_module(change, modules, result))
+            node = _replace_call(graph, node, name, order if in_place else None)
+        nodes[name] = node
+    for change in changes:
+        if change.site.leader is not None:
+            _connect(graph, nodes[change.site.leader], nodes[change.site.name], modules)
+    _keep_constants(graph, probe, result)
+    return _graph_module(result, graph)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps activations whole, as torch.nn's are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_activation(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module, changes: Sequence[Change], reason: str) -> tuple[nn.Module, fx.Graph, list[fx.Node]]:
+    """(what was traced, its graph, the activation calls in it). One graph must serve train() and eval()."""
+    here = f"apply_plan: {reason}; that needs torch.fx, and {type(model).__name__} cannot be traced:"
+    training, evaluation = without_weights(model).train(), without_weights(model).eval()
+    try:
+        graph, other = _Tracer().trace(training), _Tracer().trace(evaluation)
+    except Exception as error:
+        raise PlanError(f"{here} {type(error).__name__}: {error}") from error
+    lines = zip(str(graph).splitlines(), str(other).splitlines(), strict=False)
+    different = next((f"{a.strip()} / {b.strip()}" for a, b in lines if a != b), None)
+    if different is not None or len(graph.nodes) != len(other.nodes):
+        raise PlanError(f"{here} forward does other things in train() than in eval(): {different}")
+    found = _calls_in(graph, training)
+    for (name, _), change in zip(found, changes, strict=False):
+        if name != change.site.name:
+            raise PlanError(f"{here} a run calls {change.site.name!r} where the trace calls {name!r}")
+    if len(found) != len(changes):
+        raise PlanError(f"{here} a run makes {len(changes)} activation calls, the trace {len(found)}")
+    return training, graph, [node for _, node in found]
+
+
+def _calls_in(graph: fx.Graph, model: nn.Module) -> list[tuple[str, fx.Node]]:
+    names, found = SiteNames(), []
+    for node in graph.nodes:
+        if node.op == "call_module" and is_activation(model.get_submodule(str(node.target))):
+            found.append((names.of_module(str(node.target)), node))
+        elif _is_relu_function(node):
+            stack = list(node.meta.get("nn_module_stack", {}).values())
+            found.append((names.of_function(stack[-1][0] if stack else ""), node))
+    return found
+
+
+def _is_relu_function(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("relu", "relu_")
+    return node.op == "call_function" and node.target in RELU_FUNCTIONS
+
+
+def _own_module(change: Change, modules: dict[str, nn.Module], result: nn.Module) -> nn.Module:
+    """A new module, or, where nothing changes but the call needs a module of its own, a copy of the one that stands there."""
+    if change.changed or change.call.module is None:
+        return _build(change, result)
+    module = copy.deepcopy(modules[change.call.module])
+    if isinstance(module, nn.ReLU):
+        module.inplace = False
+    return module
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    model.get_submodule(parent).add_module(name, module)
+
+
+def _replace_call(graph: fx.Graph, node: fx.Node, target: str, order: dict[fx.Node, int] | None) -> fx.Node:
+    """Calls module `target` instead of `node`. `order` is given if node works in place: then whoever reads its input later
+    read its result, and must go on doing so."""
+    x = _preactivation(node)
+    with graph.inserting_after(node):
+        new = graph.call_module(target, (x,))
+    if order is not None:
+        for user in list(x.users):
+            if order.get(user, -1) > order[node]:
+                user.replace_input_with(x, new)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    return new
+
+
+def _preactivation(node: fx.Node) -> fx.Node:
+    x = node.args[0] if node.args else node.kwargs.get("x", node.kwargs.get("input"))
+    if not isinstance(x, fx.Node):
+        raise PlanError(f"apply_plan: the activation {node.format_node()} has no tensor as its first argument")
+    return x
+
+
+def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the operation overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(modules.get(str(node.target)), "inplace", False))
+    if node.op == "call_function" and (node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace")):
+        return True
+    if _is_relu_function(node) and len(node.args) > 1:
+        return bool(node.args[1])
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
+
+
+def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """The edge of eq. 6: the leader's pre-activation becomes the follower's source."""
+    source = _preactivation(leader)
+    follower.args, follower.kwargs = (_preactivation(follower),), {"source": source}
+    between = leader.next
+    while between is not follower:
+        if source in between.all_input_nodes[:1] and _in_place(between, modules):
+            raise PlanError(
+                f"apply_plan: {follower.target!r} needs the pre-activation of {leader.target!r}, which is changed in place "
+                f"before: {between.format_node()}"
+            )
+        between = between.next
+
+
+def _keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> None:
+    """Tensors that forward makes from nothing are constants of the trace: kept, but never in a state dict."""
+    constants = nn.Module()
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op == "get_attr" and name.startswith("_tensor_constant") and not hasattr(result, name):
+            constants.register_buffer(name, getattr(probe, name), persistent=False)
+            node.target = f"{_CONSTANTS}.{name}"
+    if list(constants.buffers()):
+        result.add_module(_CONSTANTS, constants)
+
+
+def _graph_module(result: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """`graph` as forward over the whole of `result`: fx alone would drop containers' classes and whatever forward does not call."""
+    graph.lint()
+    module = fx.GraphModule(result, graph, class_name=type(result).__name__)
+    module._modules = result._modules
+    module._parameters = result._parameters
+    module._buffers = result._buffers
+    module._non_persistent_buffers_set = result._non_persistent_buffers_set
+    return module
