@@ -1,0 +1,322 @@
+// The gradients of shared_relu, in the loop orders of forward.h:
+//   dx[c] = g * (alpha[c] * gate + beta[c]),  dalpha[c] = sum g * x * gate,  dbeta[c] = sum g * x,
+//   ds[p] = sum over soft c with pi[c] = p of g * x * alpha[c] * gamma * phi(gamma * s[p])   (added to dx where x is the source)
+#pragma once
+
+#include "gates.h"
+
+namespace deepshare::cpu {
+namespace {
+
+// A row's sums, in this many interleaved parts: element i goes to part i % kLanes on every instruction set, so bits agree.
+constexpr int64_t kLanes = 16;
+
+template <class A>
+struct LaneSums {
+  A gated[kLanes] = {};
+  A total[kLanes] = {};
+
+  static A fold(const A* lanes) {
+    A sums[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) sums[l] = lanes[l];
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t l = 0; l < half; ++l) sums[l] += sums[l + half];
+    }
+    return sums[0];
+  }
+};
+
+// gate(i) and factor(i) of element i; out[i] = g * factor, with `Add` out[i] += g * factor.
+template <bool Add, class A, class Gate, class Factor>
+void gradient_row(const A* g, const A* x, int64_t count, const Gate& gate, const Factor& factor, A* __restrict__ out, LaneSums<A>& sums) {
+  const auto element = [&](int64_t i, A& gated, A& total) {
+    const A product = g[i] * x[i], through = g[i] * factor(i);
+    out[i] = Add ? out[i] + through : through;
+    total += product;
+    gated += product * gate(i);
+  };
+  LaneSums<A> local = sums;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) element(i + l, local.gated[l], local.total[l]);
+  }
+  for (int64_t l = 0; i + l < count; ++l) element(i + l, local.gated[l], local.total[l]);
+  sums = local;
+}
+
+template <class T>
+struct Backward {
+  using A = Accum<T>;
+
+  const T* grad;
+  const T* x;
+  const T* source;
+  T* dx;
+  T* dsource;
+  A* dalpha;
+  A* dbeta;
+  bool own;  // x is its own source
+  Geometry geometry;
+  Channels<A> channels;
+  ParallelFor parallel_for;
+
+  Backward(const BackwardArgs& args, ParallelFor parallel)
+      : grad(static_cast<const T*>(args.grad)),
+        x(static_cast<const T*>(args.x)),
+        source(static_cast<const T*>(args.source != nullptr ? args.source : args.x)),
+        dx(static_cast<T*>(args.dx)),
+        dsource(static_cast<T*>(args.dsource)),
+        dalpha(static_cast<A*>(args.dalpha)),
+        dbeta(static_cast<A*>(args.dbeta)),
+        own(args.source == nullptr),
+        geometry(args.geometry),
+        channels(args, args.geometry.inner < kShortRow ? args.geometry.inner : 1),
+        parallel_for(parallel) {}
+
+  void run() const {
+    const bool rows = geometry.inner >= kShortRow;
+    const bool soft = channels.soft > 0 || dsource != nullptr;  // a dsource is written also at a switch of 0
+    if (rows) return soft ? soft_rows() : hard_rows();
+    return soft ? soft_pixels() : hard_pixels();
+  }
+
+  void hard_rows() const {
+    const Spans spans(geometry, kPiece);
+    const Partials<A> partials(spans.blocks, channels.count);
+    for_ranges(parallel_for, spans.blocks * channels.count, spans.piece * spans.per_block, [&](int64_t begin, int64_t end) {
+      Buffer<A> wide_g(kPiece), wide_x(kPiece), wide_s(kPiece), wide_out(kPiece);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t block = item / channels.count, c = item % channels.count, p = channels.prototype[c];
+        const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
+        const A on = channels.on[c], off = channels.off[c];
+        LaneSums<A> sums;
+        for (int64_t span = block * spans.per_block; span < last; ++span) {
+          const int64_t outer = spans.outer_of(span), first = spans.first_of(span), count = spans.length_at(first);
+          const int64_t at = (outer * channels.count + c) * spans.inner + first;
+          const T* gate_row = source + (outer * channels.source_count + p) * spans.inner + first;
+          const A* g = load(grad + at, count, wide_g.get());
+          const A* values = load(x + at, count, wide_x.get());
+          const A* s = gate_row == x + at ? values : load(gate_row, count, wide_s.get());
+          A* out = target(dx + at, wide_out.get());
+          gradient_row<false>(
+              g, values, count, [s](int64_t i) { return s[i] >= A(0) ? A(1) : A(0); },
+              [s, on, off](int64_t i) { return s[i] >= A(0) ? on : off; }, out, sums);
+          store(out, count, dx + at);
+        }
+        partials.gated(block)[c] = LaneSums<A>::fold(sums.gated);
+        partials.total(block)[c] = LaneSums<A>::fold(sums.total);
+      }
+    });
+    partials.reduce(1, dalpha, dbeta, parallel_for);
+  }
+
+  void soft_rows() const {
+    const Spans spans(geometry, kSoftPiece);
+    const ByPrototype<A> sorted(channels);
+    const Partials<A> partials(spans.blocks, channels.count);
+    for_ranges(parallel_for, spans.blocks, spans.piece * spans.per_block * channels.count, [&](int64_t begin, int64_t end) {
+      SoftRows work(*this, spans, sorted);
+      for (int64_t block = begin; block < end; ++block) {
+        work.reset();
+        const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
+        for (int64_t span = block * spans.per_block; span < last; ++span) work.span(span);
+        for (int64_t c = 0; c < channels.count; ++c) {
+          partials.gated(block)[c] = LaneSums<A>::fold(work.sums[c].gated);
+          partials.total(block)[c] = LaneSums<A>::fold(work.sums[c].total);
+        }
+      }
+    });
+    partials.reduce(1, dalpha, dbeta, parallel_for);
+  }
+
+  // One thread's buffers for soft_rows, and its work on one span: all channels, prototype by prototype.
+  struct SoftRows {
+    const Backward& call;
+    const Spans& spans;
+    const ByPrototype<A>& sorted;
+    Buffer<LaneSums<A>> sums;
+    Buffer<A> wide_g, wide_x, wide_s, wide_out;
+    Buffer<A> to_source;  // [P, piece]: the soft gradient, and where x is the source the rest of dx too: rounded once
+    GateRow<A> gates;
+
+    SoftRows(const Backward& call_, const Spans& spans_, const ByPrototype<A>& sorted_)
+        : call(call_),
+          spans(spans_),
+          sorted(sorted_),
+          sums(call.channels.count),
+          wide_g(kSoftPiece),
+          wide_x(kSoftPiece),
+          wide_s(kSoftPiece),
+          wide_out(kSoftPiece),
+          to_source(call.channels.prototypes * kSoftPiece),
+          gates(kSoftPiece, call.channels.gamma) {}
+
+    void reset() const {
+      for (int64_t c = 0; c < call.channels.count; ++c) sums[c] = LaneSums<A>();
+    }
+
+    A* source_row(int64_t p) const { return to_source.get() + p * kSoftPiece; }
+
+    void span(int64_t index) {
+      const int64_t outer = spans.outer_of(index), first = spans.first_of(index), count = spans.length_at(first);
+      gates.forget();
+      for (int64_t p = 0; p < call.channels.prototypes; ++p) {
+        for (int64_t i = 0; i < count; ++i) source_row(p)[i] = 0;
+      }
+      for (int64_t k = 0; k < call.channels.count; ++k) channel(sorted.channel[k], outer, first, count);
+      write_source(outer, first, count);
+    }
+
+    void channel(int64_t c, int64_t outer, int64_t first, int64_t count) {
+      const Channels<A>& channels = call.channels;
+      const int64_t p = channels.prototype[c];
+      if (!gates.holds(p, c < channels.soft)) {
+        const T* gate_row = call.source + (outer * channels.source_count + p) * spans.inner + first;
+        gates.compute(p, c < channels.soft, load(gate_row, count, wide_s.get()), count, true);
+      }
+      const int64_t at = (outer * channels.count + c) * spans.inner + first;
+      const A* g = load(call.grad + at, count, wide_g.get());
+      const A* x = load(call.x + at, count, wide_x.get());
+      const A *gate = gates.gate(), alpha = channels.alpha[c], beta = channels.beta[c];
+      const auto open = [gate](int64_t i) { return gate[i]; };
+      const auto factor = [gate, alpha, beta](int64_t i) { return alpha * gate[i] + beta; };
+      if (call.own && c < channels.prototypes) {
+        gradient_row<true>(g, x, count, open, factor, source_row(c), sums[c]);
+      } else {
+        A* out = target(call.dx + at, wide_out.get());
+        gradient_row<false>(g, x, count, open, factor, out, sums[c]);
+        store(out, count, call.dx + at);
+      }
+      if (c >= channels.soft) return;
+      A* __restrict__ into = source_row(p);
+      const A* slope = gates.slope();
+      for (int64_t i = 0; i < count; ++i) into[i] += g[i] * x[i] * (alpha * slope[i]);
+    }
+
+    void write_source(int64_t outer, int64_t first, int64_t count) const {
+      T* const out = call.own ? call.dx : call.dsource;
+      const int64_t width = call.own ? call.channels.count : call.channels.source_count;
+      const int64_t written = call.own ? call.channels.prototypes : width;
+      for (int64_t p = 0; p < written; ++p) {
+        T* row = out + (outer * width + p) * spans.inner + first;
+        if (p < call.channels.prototypes) {
+          put(source_row(p), count, row);
+        } else {
+          std::memset(row, 0, sizeof(T) * static_cast<size_t>(count));
+        }
+      }
+    }
+  };
+
+  static void put(const A* values, int64_t count, T* row) {
+    if constexpr (sizeof(A) == sizeof(T)) {
+      std::memcpy(row, values, sizeof(T) * static_cast<size_t>(count));
+    } else {
+      store(values, count, row);
+    }
+  }
+
+  void hard_pixels() const {
+    const int64_t width = channels.count, per_block = pixels_per_block(), blocks = divide_up(geometry.outer, per_block);
+    const Partials<A> partials(blocks, width);
+    for_ranges(parallel_for, blocks, per_block * width, [&](int64_t begin, int64_t end) {
+      Buffer<A> wide_g(width), wide_x(width), wide_s(channels.prototypes), wide_out(width);
+      const int32_t* prototype = channels.prototype.get();
+      const A *on = channels.on.get(), *off = channels.off.get();
+      for (int64_t block = begin; block < end; ++block) {
+        A *__restrict__ gated = partials.gated(block), *__restrict__ total = partials.total(block);
+        for (int64_t c = 0; c < width; ++c) gated[c] = total[c] = 0;
+        const int64_t last = smaller(geometry.outer, (block + 1) * per_block);
+        for (int64_t pixel = block * per_block; pixel < last; ++pixel) {
+          const T* gate_row = source + pixel * channels.source_count;
+          const A* g = load(grad + pixel * width, width, wide_g.get());
+          const A* values = load(x + pixel * width, width, wide_x.get());
+          const A* s = own ? values : load(gate_row, channels.prototypes, wide_s.get());
+          A* __restrict__ out = target(dx + pixel * width, wide_out.get());
+          for (int64_t c = 0; c < width; ++c) {
+            const A product = g[c] * values[c];
+            const bool open = s[prototype[c]] >= A(0);
+            out[c] = g[c] * (open ? on[c] : off[c]);
+            total[c] += product;
+            gated[c] += product * (open ? A(1) : A(0));
+          }
+          store(out, width, dx + pixel * width);
+        }
+      }
+    });
+    partials.reduce(channels.repeat, dalpha, dbeta, parallel_for);
+  }
+
+  void soft_pixels() const {
+    const int64_t per_block = pixels_per_block(), blocks = divide_up(geometry.outer, per_block);
+    const Partials<A> partials(blocks, channels.count);
+    for_ranges(parallel_for, blocks, per_block * channels.count, [&](int64_t begin, int64_t end) {
+      SoftPixels work(*this);
+      for (int64_t block = begin; block < end; ++block) {
+        A *gated = partials.gated(block), *total = partials.total(block);
+        for (int64_t c = 0; c < channels.count; ++c) gated[c] = total[c] = 0;
+        const int64_t last = smaller(geometry.outer, (block + 1) * per_block);
+        for (int64_t pixel = block * per_block; pixel < last; ++pixel) work.pixel(pixel, gated, total);
+      }
+    });
+    partials.reduce(channels.repeat, dalpha, dbeta, parallel_for);
+  }
+
+  // One thread's buffers for soft_pixels, and its work on one pixel.
+  struct SoftPixels {
+    const Backward& call;
+    Buffer<A> wide_g, wide_x, wide_s, out, gate, slope, to_source;
+
+    explicit SoftPixels(const Backward& call_)
+        : call(call_),
+          wide_g(call.channels.count),
+          wide_x(call.channels.count),
+          wide_s(call.channels.prototypes),
+          out(call.channels.count),
+          gate(call.channels.prototypes),
+          slope(call.channels.prototypes),
+          to_source(call.channels.prototypes) {}
+
+    void pixel(int64_t index, A* gated, A* total) const {
+      const Channels<A>& channels = call.channels;
+      const int64_t width = channels.count;
+      const A* g = load(call.grad + index * width, width, wide_g.get());
+      const A* x = load(call.x + index * width, width, wide_x.get());
+      const A* s = call.own ? x : load(call.source + index * channels.source_count, channels.prototypes, wide_s.get());
+      for (int64_t p = 0; p < channels.prototypes; ++p) to_source[p] = 0;
+      for (int64_t p = 0; p < channels.soft_prototypes; ++p) {
+        gate[p] = soft_gate(s[p], channels.gamma);
+        slope[p] = soft_slope(s[p], channels.gamma);
+      }
+      for (int64_t c = 0; c < width; ++c) {
+        const int64_t p = channels.prototype[c];
+        const A product = g[c] * x[c];
+        const A open = c < channels.soft ? gate[p] : (s[p] >= A(0) ? A(1) : A(0));
+        out[c] = g[c] * (channels.alpha[c] * open + channels.beta[c]);
+        total[c] += product;
+        gated[c] += product * open;
+        if (c < channels.soft) to_source[p] += product * (channels.alpha[c] * slope[p]);
+      }
+      write(index);
+    }
+
+    void write(int64_t index) const {
+      const Channels<A>& channels = call.channels;
+      if (call.own) {
+        for (int64_t p = 0; p < channels.prototypes; ++p) out[p] += to_source[p];
+      } else {
+        T* row = call.dsource + index * channels.source_count;
+        put(to_source.get(), channels.prototypes, row);
+        const int64_t rest = channels.source_count - channels.prototypes;
+        std::memset(row + channels.prototypes, 0, sizeof(T) * static_cast<size_t>(rest));
+      }
+      put(out.get(), channels.count, call.dx + index * channels.count);
+    }
+  };
+
+  // Partial sums should cost little beside the data, and a block should not be a handful of elements.
+  int64_t pixels_per_block() const { return larger(64, kBlock / channels.count); }
+};
+
+}  // namespace
+}  // namespace deepshare::cpu
