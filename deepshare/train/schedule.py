@@ -26,9 +26,10 @@ class Schedule:
         if self.kind == "constant":
             return self.start
         if self.kind == "linear":
-            return self.start + (self.end - self.start) * min(1.0, epoch / (LINEAR_END * self.epochs))
-        way = epoch / max(self.epochs - 1, 1)
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * way)) / 2
+            way = min(1.0, epoch / (LINEAR_END * self.epochs))
+        else:
+            way = (1 - math.cos(math.pi * epoch / max(self.epochs - 1, 1))) / 2
+        return (1 - way) * self.start + way * self.end  # in this form both ends are exact
 
 
 def soft_channels_at(epoch: int, switching: int, channels: int) -> int:

@@ -1,0 +1,109 @@
+"""The networks of a run: its plan, its students fresh from a seed, and how soft their gates are."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from deepshare import budget, models
+from deepshare.data import Dataset
+from deepshare.nn import SharedReLU2d
+from deepshare.plan import Plan, apply_plan
+from deepshare.train.errors import RecipeError
+from deepshare.train.recipe import PlanRecipe, Recipe
+from deepshare.train.schedule import soft_channels_at
+from deepshare.train.seeds import cpu_seed, derive
+
+
+def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """The model in the form checkpoints carry it."""
+    return {
+        "name": recipe.model.name,
+        "num_classes": dataset.num_classes,
+        "width": recipe.model.width,
+        "stem_relu": recipe.model.stem_relu,
+        "in_channels": dataset.input_size[0],
+        "input_size": list(dataset.input_size),
+    }
+
+
+def make_plan(recipe: Recipe, spec: dict[str, Any]) -> Plan:
+    """The plan of the recipe's hard network.
+
+    Raises RecipeError: no such model, a budget below the floor or above what groups can reach, weights that do not
+    fit the number of sites.
+    """
+    try:
+        found = Plan.of(_create(spec), tuple(spec["input_size"]))
+        return found if recipe.plan.method == "relu" else _share(found, recipe.plan)
+    except ValueError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from error
+
+
+def _share(found: Plan, wanted: PlanRecipe) -> Plan:
+    weights = wanted.weights if wanted.weights is not None else tuple(float(site.size) for site in found.sites)
+    assert wanted.budget is not None  # PlanRecipe requires it for every method that shares
+    return budget.allocate(found, weights, wanted.budget, group=wanted.group).plan
+
+
+def teacher_plan(plan: Plan) -> Plan:
+    """GELU at every site (DeepShare appendix B: "a standard model with GELU activations as the teacher")."""
+    return plan.replace_all("gelu")
+
+
+def fresh(recipe: Recipe, spec: dict[str, Any], plan: Plan, phase: str) -> nn.Module:
+    """A new network for `phase` with the plan's activations; weights from the recipe's seed alone."""
+    with cpu_seed(derive(recipe.seed, "init", phase)):
+        model = apply_plan(_create(spec), plan)
+    for gate in shared_gates(model):
+        gate.gamma.fill_(recipe.plan.gamma)
+    return model
+
+
+def shared_gates(model: nn.Module) -> Iterator[SharedReLU2d]:
+    """Every SharedReLU2d of the model."""
+    return (module for module in model.modules() if isinstance(module, SharedReLU2d))
+
+
+def freeze_affine(model: nn.Module) -> None:
+    """Leave alpha and beta at what they are (recipe key plan.affine = false)."""
+    for gate in shared_gates(model):
+        gate.alpha.requires_grad_(False)
+        gate.beta.requires_grad_(False)
+
+
+def soften(model: nn.Module) -> None:
+    """Every gate soft: the GELU phase."""
+    for gate in shared_gates(model):
+        gate.soft_channels = gate.channels
+
+
+def switch(model: nn.Module, epoch: int, switching: int) -> None:
+    """The state of `epoch` in the switch: at every site at once, the same share of channels is hard."""
+    for gate in shared_gates(model):
+        gate.soft_channels = soft_channels_at(epoch, switching, gate.channels)
+
+
+def soft_channels(model: nn.Module) -> int:
+    """Channels with soft gates, over all sites."""
+    return sum(gate.soft_channels for gate in shared_gates(model))
+
+
+def hard_drelus(model: nn.Module, plan: Plan) -> int:
+    """DReLUs the model pays now: only gates that are hard already, each prototype element once.
+
+    The hard channels are the last C - soft_channels of a site; under the balanced map c mod P they use
+    min(P, C - soft_channels) different prototypes. Sites of equal C switch together.
+    """
+    soft = {gate.channels: gate.soft_channels for gate in shared_gates(model)}
+    total = 0
+    for site in plan.sites:
+        if site.prototypes is not None:
+            total += min(site.prototypes, site.channels - soft[site.channels]) * site.positions
+        elif site.kind != "gelu":
+            total += site.drelus
+    return total
+
+
+def _create(spec: dict[str, Any]) -> nn.Module:
+    return models.create(**{key: value for key, value in spec.items() if key != "input_size"})

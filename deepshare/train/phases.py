@@ -1,0 +1,137 @@
+"""One phase of a run, from its start or from where a kill left it, to its end on disk."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepshare.checkpoint import load_checkpoint, save_checkpoint
+from deepshare.data import Batches, Dataset
+from deepshare.plan import Plan
+from deepshare.train import networks
+from deepshare.train.errors import TrainingError
+from deepshare.train.loop import evaluate, make_optimizer, train_epoch
+from deepshare.train.progress import Progress
+from deepshare.train.recipe import PhaseRecipe, Recipe
+from deepshare.train.run_folder import Row, RunFolder, State
+from deepshare.train.seeds import derive
+from deepshare.train.task import Distillation, HardLabels, Task
+
+EVAL_BATCH = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What all phases of a run have in common."""
+
+    recipe: Recipe
+    folder: RunFolder
+    dataset: Dataset  # on the device
+    spec: dict[str, Any]
+    plan: Plan
+    device: torch.device
+    progress: Progress
+
+    def end_of(self, phase: str) -> nn.Module:
+        """The network as `phase` left it, on the device."""
+        return load_checkpoint(self.folder.phase_end(phase)).model.to(self.device)
+
+
+def run_phase(run: Run, phase: PhaseRecipe, state: State) -> State:
+    """Train `phase` on from `state` (State(phase) for its start) to its end; returns the state at the end.
+
+    Raises TrainingError: the loss is no longer finite. What was saved before stays.
+    """
+    plan = networks.teacher_plan(run.plan) if phase.kind == "teacher" else run.plan
+    model = _student(run, phase, plan, state)
+    optimizer = make_optimizer(model, phase)
+    if state.optimizer is not None:
+        optimizer.load_state_dict(state.optimizer)
+    task = _task(run, phase)
+    for epoch in range(state.epoch, phase.epochs):
+        row = _train_epoch(run, phase, plan, model, task, optimizer, epoch)
+        state = state.after_epoch(optimizer.state_dict(), row, may_be_best=phase.keeps_best)
+        run.folder.save(state, partial(_save, run, model, plan, row))
+        run.progress.end_epoch(row)
+    run.folder.end_phase(state, best=phase.keeps_best)
+    return state
+
+
+def _student(run: Run, phase: PhaseRecipe, plan: Plan, state: State) -> nn.Module:
+    """The network to train: from the last saved epoch, from the phase before, or fresh; ready to train."""
+    if state.epoch:
+        model = load_checkpoint(run.folder.weights(state)).model
+    elif phase.kind in ("switch", "finetune"):
+        kinds = [other.kind for other in run.recipe.phase]
+        model = run.end_of(kinds[kinds.index(phase.kind) - 1])
+    else:
+        model = networks.fresh(run.recipe, run.spec, plan, phase.kind)
+        if phase.kind == "gelu":
+            networks.soften(model)
+    model.requires_grad_(True)
+    if not run.recipe.plan.affine:
+        networks.freeze_affine(model)
+    return model.to(run.device)
+
+
+def _task(run: Run, phase: PhaseRecipe) -> Task:
+    if phase.distill == "none":
+        return HardLabels()
+    settings = run.recipe.distill
+    return Distillation(run.end_of(phase.distill), settings.temperature, settings.weight)
+
+
+def _train_epoch(
+    run: Run,
+    phase: PhaseRecipe,
+    plan: Plan,
+    model: nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+) -> Row:
+    """Epoch number `epoch` (from 0) and its validation; returns its row of metrics."""
+    if phase.kind == "switch":
+        networks.switch(model, epoch, phase.epochs - phase.hold)
+    lr = phase.learning_rate.at(epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    batches = _batches(run, phase, epoch)
+    run.progress.start_epoch(phase.kind, epoch + 1, phase.epochs, len(batches), batches.image_count)
+    loss = train_epoch(model, batches, task, optimizer, run.progress.after_step)
+    seconds = run.progress.training_seconds()
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"{phase.kind}, epoch {epoch + 1}: the loss is {loss}; lower phase.{phase.kind}.lr (it was {lr:g} here)"
+        )
+    accuracy = evaluate(model, run.dataset.batches("val", EVAL_BATCH))
+    return {
+        "phase": phase.kind,
+        "epoch": epoch + 1,
+        "loss": loss,
+        "val_accuracy": accuracy,
+        "lr": lr,
+        "drelus": networks.hard_drelus(model, plan),
+        "soft_channels": networks.soft_channels(model),
+        "images_per_second": batches.image_count / seconds,
+        "seconds": seconds,
+    }
+
+
+def _batches(run: Run, phase: PhaseRecipe, epoch: int) -> Batches:
+    return run.dataset.batches(
+        "train",
+        phase.batch_size,
+        augment=run.recipe.data.augment,
+        seed=derive(run.recipe.seed, "batches", phase.kind, epoch),
+    )
+
+
+def _save(run: Run, model: nn.Module, plan: Plan, row: Row, path: Path) -> None:
+    """Speeds stay out of the file: equal runs make equal files."""
+    metrics = {key: row[key] for key in ("phase", "epoch", "loss", "val_accuracy")}
+    save_checkpoint(path, model, run.spec, plan, recipe=run.recipe.to_dict(), metrics=metrics)

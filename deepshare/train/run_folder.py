@@ -1,0 +1,191 @@
+"""A run's folder: what is written when, so that a kill at any moment leaves a run that can go on.
+
+    recipe.toml  plan.json  metrics.csv  log.txt
+    checkpoints/<phase>-<epoch>/ weights.safetensors, state.pt      after every epoch; only the newest stays
+    checkpoints/<phase>-best-<epoch>.safetensors                    the best epoch of the phase under way
+    <phase>.safetensors                                             how the phase ended
+    final.safetensors  result.json
+
+Files come whole (written beside, renamed), checkpoint folders too. What state.pt says is the truth; what else lies
+there may be one step older or newer, and is put right on resume.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepshare.files import write_whole
+from deepshare.train.errors import TrainingError
+from deepshare.train.recipe import Recipe, first_difference, load_recipe
+
+Row = dict[str, str | int | float]
+COLUMNS = (
+    "phase", "epoch", "loss", "val_accuracy", "lr", "drelus", "soft_channels", "images_per_second", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is: everything beside the weights that the next epoch depends on.
+
+    phase: its kind; epoch: epochs of it that are done; best_epoch: 0 while there is none; rows: metrics so far
+    """
+
+    phase: str
+    epoch: int = 0
+    optimizer: dict[str, Any] | None = None
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    rows: tuple[Row, ...] = ()
+
+    def next_phase(self, phase: str) -> "State":
+        return State(phase, rows=self.rows)
+
+    def after_epoch(self, optimizer: dict[str, Any], row: Row, *, may_be_best: bool) -> "State":
+        """One epoch later. Of epochs with equal accuracy the last one is the best: it has trained longest."""
+        accuracy = float(row["val_accuracy"])
+        state = replace(self, epoch=self.epoch + 1, optimizer=optimizer, rows=(*self.rows, row))
+        if may_be_best and accuracy >= self.best_accuracy:
+            return replace(state, best_epoch=state.epoch, best_accuracy=accuracy)
+        return state
+
+
+class RunFolder:
+    """The folder at `path`; see the module's head for what is in it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def begun(self) -> bool:
+        return (self.path / "recipe.toml").is_file()
+
+    def check(self, recipe: Recipe, teacher: Path | None, *, resume: bool) -> None:
+        """Refuse, before anything is written, to mix this run with another one.
+
+        Raises TrainingError: there is a run and `resume` is False, or it had another recipe or teacher; there are
+        files and no run.
+        """
+        if self.begun:
+            if not resume:
+                raise TrainingError(f"{self.path}: there is a run already; resume it, or choose another folder")
+            difference = first_difference(load_recipe(self.path / "recipe.toml"), recipe)
+            if difference is not None:
+                raise TrainingError(f"{self.path}: cannot resume with another recipe; first difference: {difference}")
+            if teacher is not None and teacher.read_bytes() != self._bytes_of("teacher"):
+                raise TrainingError(f"{self.path}: cannot resume with another teacher than before ({teacher})")
+        elif self.path.exists() and (not self.path.is_dir() or not self._only_our_beginning()):
+            raise TrainingError(f"{self.path}: exists, and is no run (it has no recipe.toml); choose another folder")
+
+    def begin(self, recipe: Recipe, plan_json: str, teacher: Path | None) -> None:
+        """Make the folder; recipe.toml comes last and says that it is whole. Does nothing if it is there."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        if self.begun:
+            return
+        if teacher is not None:
+            copy_whole(teacher, self.phase_end("teacher"))
+        write_whole(self.path / "plan.json", plan_json)
+        write_whole(self.path / "recipe.toml", recipe.to_toml())
+
+    def phase_end(self, phase: str) -> Path:
+        """Where the checkpoint is (or will be) with which `phase` ended."""
+        return self.path / f"{phase}.safetensors"
+
+    def best(self, state: State) -> Path:
+        return self.checkpoints / f"{state.phase}-best-{state.best_epoch:04d}.safetensors"
+
+    def weights(self, state: State) -> Path:
+        return self._folder(state) / "weights.safetensors"
+
+    def newest(self) -> State | None:
+        """The state of the last epoch that was saved whole; None before the first one."""
+        states = [_load_state(path) for path in self.checkpoints.glob("*-*/state.pt")]
+        return max(states, key=lambda state: len(state.rows), default=None)
+
+    def save(self, state: State, save_weights: Callable[[Path], object]) -> None:
+        """Save the epoch `state` ends with, then drop what is older. `save_weights(path)` writes the weights."""
+        if state.best_epoch == state.epoch:
+            save_weights(self.best(state))
+        beside = Path(tempfile.mkdtemp(dir=self.checkpoints, prefix=".saving-"))
+        beside.chmod(0o755)
+        save_weights(beside / "weights.safetensors")
+        torch.save({field.name: getattr(state, field.name) for field in fields(State)}, beside / "state.pt")
+        os.replace(beside, self._folder(state))
+        self._prune(state)
+        self.write_metrics(state.rows)
+
+    def end_phase(self, state: State, *, best: bool) -> None:
+        """Keep the best or the last weights of the phase as how it ended."""
+        copy_whole(self.best(state) if best else self.weights(state), self.phase_end(state.phase))
+        for path in self.checkpoints.glob(f"{state.phase}-best-*.safetensors"):
+            path.unlink()
+
+    def write_metrics(self, rows: tuple[Row, ...]) -> None:
+        """metrics.csv, whole: one row an epoch over all phases, none twice, whatever was there before."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path / "metrics.csv", text.getvalue())
+
+    def write_result(self, values: dict[str, Any]) -> None:
+        write_whole(self.path / "result.json", json.dumps(values, indent=2) + "\n")
+
+    def result(self) -> dict[str, Any] | None:
+        """What write_result wrote, or None if the run is not at its end."""
+        path = self.path / "result.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def _folder(self, state: State) -> Path:
+        return self.checkpoints / f"{state.phase}-{state.epoch:04d}"
+
+    def _prune(self, newest: State) -> None:
+        keep = {self._folder(newest), self.best(newest)}
+        for path in self.checkpoints.iterdir():
+            if path not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove_leftovers(self) -> None:
+        """What a killed run was writing: hidden files beside their names, of ours alone."""
+        for path in (*self.checkpoints.glob(".*"), *(path for path in self.path.iterdir() if _is_unfinished(path))):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _bytes_of(self, phase: str) -> bytes | None:
+        path = self.phase_end(phase)
+        return path.read_bytes() if path.is_file() else None
+
+    def _only_our_beginning(self) -> bool:
+        """Whether all that is here is what `begin` writes before recipe.toml."""
+        ours = {"checkpoints", "plan.json", "teacher.safetensors"}
+        known = all(path.name in ours or _is_unfinished(path) for path in self.path.iterdir())
+        return known and not (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether `path` is what write_whole left of one of a run's files when it was killed: .<name>.<random>"""
+    return path.name.startswith(".") and path.name[1:].rpartition(".")[0].endswith(
+        (".toml", ".json", ".csv", ".safetensors")
+    )
+
+
+def _load_state(path: Path) -> State:
+    try:
+        return State(**torch.load(path, weights_only=True))
+    except Exception as error:  # whatever torch.load makes of a damaged file
+        raise TrainingError(f"{path}: damaged, the run cannot go on from it: {error}") from error
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that `target` appears whole."""
+    write_whole(target, source.read_bytes())

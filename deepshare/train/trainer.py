@@ -1,0 +1,149 @@
+"""A whole run: recipe in, checkpoint out, resumable at every moment."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deepshare import data
+from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from deepshare.data import Dataset
+from deepshare.plan import Plan
+from deepshare.train.errors import TrainingError
+from deepshare.train.loop import evaluate
+from deepshare.train.networks import make_plan, model_spec
+from deepshare.train.phases import EVAL_BATCH, Run, run_phase
+from deepshare.train.progress import Progress
+from deepshare.train.recipe import Recipe, load_recipe
+from deepshare.train.run_folder import Row, RunFolder, State
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """How a run ended.
+
+    checkpoint: final.safetensors; plan: of its hard network; test_accuracy, val_accuracy: shares in [0, 1];
+    rows: metrics of every epoch of every phase; run_dir: its folder
+    """
+
+    checkpoint: Path
+    plan: Plan
+    test_accuracy: float
+    val_accuracy: float
+    rows: tuple[Row, ...]
+    run_dir: Path
+
+    def phase_checkpoint(self, kind: str) -> Path:
+        """The checkpoint `kind` ended with, such as "teacher": what `train(teacher=...)` takes."""
+        return RunFolder(self.run_dir).phase_end(kind)
+
+
+def train(
+    recipe: Recipe | str | Path,
+    run_dir: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    device: str | torch.device | None = None,
+    resume: bool = False,
+    teacher: str | Path | None = None,
+    overrides: Iterable[str] = (),
+) -> TrainResult:
+    """Run every phase of `recipe` in the folder `run_dir`.
+
+    recipe: a Recipe, a TOML file, or the name of a recipe that comes with the package; overrides: `key=value`
+        strings, only with a file or name
+    data_root: folder of the official data files (CIFAR)
+    device: default the first CUDA device, else the CPU
+    resume: go on where a run in `run_dir` stopped (a finished one is returned as it is, none yet is begun). On one
+        machine's CPU the final weights are, bit for bit, those of a run that was never stopped
+    teacher: a checkpoint to distil from in place of the recipe's teacher phase; it is copied into `run_dir`
+
+    Raises RecipeError, DataError, CheckpointError (the teacher), TrainingError; nothing is written before all of
+    them that can be known in advance.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
+    folder.check(recipe, teacher_path, resume=resume)
+    dataset = _load_data(recipe, data_root)
+    _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end("teacher").is_file())
+    spec = model_spec(recipe, dataset)
+    plan = make_plan(recipe, spec)
+    folder.begin(recipe, plan.to_json(), teacher_path)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run = Run(recipe, folder, dataset.to(place), spec, plan, place, Progress(folder.path / "log.txt"))
+    if folder.result() is None:
+        _announce(run)
+        _finish(run, _run_phases(run))
+    return _result(run)
+
+
+def _load_data(recipe: Recipe, root: str | Path | None) -> Dataset:
+    wanted = recipe.data
+    return data.load(wanted.name, root, val_fraction=wanted.val_fraction, seed=wanted.split_seed, limit=wanted.limit)
+
+
+def _check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, known: bool) -> None:
+    if teacher is None:
+        if recipe.needs_teacher and not known and recipe.phase[0].kind != "teacher":
+            raise TrainingError(f"recipe {recipe.name} distils from a teacher and trains none: give a checkpoint")
+        return
+    if not recipe.needs_teacher:
+        raise TrainingError(f"recipe {recipe.name} distils from no teacher, but one was given ({teacher})")
+    spec = load_checkpoint(teacher).spec
+    for key, wanted in (("num_classes", dataset.num_classes), ("input_size", list(dataset.input_size))):
+        got = spec[key] if key == "num_classes" else list(spec[key])
+        if got != wanted:
+            raise CheckpointError(f"{teacher}: a teacher for {dataset.name} needs {key} {wanted} (got {got})")
+
+
+def _announce(run: Run) -> None:
+    recipe, parts = run.recipe, run.dataset
+    epochs = " + ".join(f"{phase.kind} {phase.epochs}" for phase in recipe.phase)
+    run.progress.say(
+        f"{recipe.name}: {recipe.model.name} width {recipe.model.width}, {run.plan.drelus:,} DReLUs; {parts.name}, "
+        f"{len(parts.train):,} training, {len(parts.val):,} validation, {len(parts.test):,} test images; "
+        f"epochs {epochs}; {run.device}"
+    )
+
+
+def _run_phases(run: Run) -> State:
+    """All phases that have not ended yet, in order; returns the state after the last one."""
+    open_phases = [phase for phase in run.recipe.phase if not run.folder.phase_end(phase.kind).is_file()]
+    state = run.folder.newest() or State(run.recipe.phase[0].kind)
+    if state.rows:
+        run.progress.say(f"resumed after {state.phase}, epoch {state.epoch}")
+    run.progress.left = sum(phase.epochs - state.epoch * (phase.kind == state.phase) for phase in open_phases)
+    for phase in open_phases:
+        state = run_phase(run, phase, state if state.phase == phase.kind else state.next_phase(phase.kind))
+    return state
+
+
+def _finish(run: Run, state: State) -> None:
+    """Measure the network of the last phase on the test split, once, and write how the run ended."""
+    last = load_checkpoint(run.folder.phase_end(run.recipe.phase[-1].kind))
+    model = last.model.to(run.device)
+    metrics = {
+        split: evaluate(model, run.dataset.batches(name, EVAL_BATCH))
+        for split, name in (("test_accuracy", "test"), ("val_accuracy", "val"))
+    }
+    save_checkpoint(
+        run.folder.path / "final.safetensors",
+        model, run.spec, run.plan, recipe=run.recipe.to_dict(), metrics=metrics,
+    )  # fmt: skip
+    run.folder.write_metrics(state.rows)
+    run.progress.say(f"{run.recipe.name}: {run.plan.drelus:,} DReLUs, test {100 * metrics['test_accuracy']:.2f} %")
+    run.folder.write_result({"recipe": run.recipe.name, "drelus": run.plan.drelus, **metrics, "rows": list(state.rows)})
+
+
+def _result(run: Run) -> TrainResult:
+    ended = run.folder.result()
+    assert ended is not None
+    return TrainResult(
+        run.folder.path / "final.safetensors",
+        run.plan,
+        ended["test_accuracy"],
+        ended["val_accuracy"],
+        tuple(ended["rows"]),
+        run.folder.path,
+    )

@@ -1,0 +1,200 @@
+"""Recipes: what is read, what is refused and how, and that the shipped ones say what the paper's Table 7 says."""
+
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from deepshare.train import Recipe, RecipeError, load_recipe, recipe_names
+from deepshare.train.recipe import first_difference
+from deepshare.train.schedule import Schedule, soft_channels_at
+
+GOOD = """
+name = "small"
+seed = 3
+[data]
+name = "digits"
+limit = 100
+[model]
+name = "resnet18"
+width = 4
+[plan]
+method = "uniform"
+budget = 240
+[[phase]]
+kind = "teacher"
+epochs = 2
+batch_size = 32
+lr = 0.1
+distill = "none"
+[[phase]]
+kind = "gelu"
+epochs = 2
+batch_size = 32
+lr = 0.1
+lr_end = 0.01
+schedule = "linear"
+distill = "teacher"
+[[phase]]
+kind = "switch"
+epochs = 3
+batch_size = 32
+lr = 0.1
+distill = "gelu"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "small.toml"
+    file.write_text(GOOD)
+    return file
+
+
+def test_what_the_file_says_is_what_the_recipe_holds(path):
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.seed, recipe.model.width, recipe.data.limit) == ("small", 3, 4, 100)
+    assert [phase.kind for phase in recipe.phase] == ["teacher", "gelu", "switch"]
+    assert recipe.phase[0].lr == 0.1
+    assert recipe.distill.temperature == 4
+    with pytest.raises(AttributeError):
+        recipe.seed = 4
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_resolved_recipes_read_back_equal(name, tmp_path):
+    recipe = load_recipe(name)
+    file = tmp_path / "again.toml"
+    file.write_text(recipe.to_toml())
+    assert load_recipe(file) == recipe
+    assert recipe.name == name
+
+
+BAD = [
+    ('name = "small"', "", ["name: missing", "wanted a string"]),
+    ("seed = 3", 'seed = "3"', ["seed: wanted an integer", "got the string '3'"]),
+    ("seed = 3", "seed = true", ["seed: wanted an integer", "got the boolean true"]),
+    ("width = 4", "widht = 4", ["model.widht: unknown key", "wanted one of name, width, stem_relu"]),
+    ("width = 4", "width = 0", ["model.width: wanted at least 1, got 0"]),
+    ("limit = 100", "limit = 1.5", ["data.limit: wanted an integer", "got the number 1.5"]),
+    ('"digits"', '"mnist"', ['data.name: wanted "digits" or', "got the string 'mnist'"]),
+    ("lr_end = 0.01", "", ["phase.gelu.lr_end: wanted with schedule", "None"]),
+    ("epochs = 3", "epochs = 3\nhold = 3", ["phase.switch.hold: wanted 0 to 2, got 3"]),
+    ("epochs = 3", "", ["phase[2].epochs: missing; wanted an integer"]),
+    ("budget = 240", "", ["plan.budget: wanted with every method but"]),
+    ("budget = 240", "budget = 240\nweights = [1, 2]", ["plan.weights: wanted with method"]),
+    ("budget = 240", "budget = 240\ngroup = [1]", ['plan.group: wanted an integer or "auto", got the list [1]']),
+    ('method = "uniform"\nbudget = 240', 'method = "relu"', ["phase: gelu softens shared gates"]),
+    ('kind = "switch"', 'kind = "finetune"', ["phase: wanted gelu and switch, or neither"]),
+    ('distill = "teacher"', 'distill = "gelu"', ["phase.gelu.distill: there is no gelu phase before it"]),
+    ("[data]", "[data]\nval_fraction = 0", ['phase.teacher.keep: "best" needs a validation split']),
+    ("[data]", "[data", ["small.toml"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), BAD, ids=[words[0] for _, _, words in BAD])
+def test_wrong_recipes_name_file_key_wanted_and_got(path, old, new, words):
+    assert GOOD.count(old) >= 1
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    for word in (str(path), *words):
+        assert word in str(error.value)
+
+
+def test_phases_in_another_order_are_refused(path):
+    head, teacher, gelu, switch = GOOD.split("[[phase]]")
+    path.write_text("[[phase]]".join((head, gelu, teacher, switch)))
+    with pytest.raises(RecipeError, match="in the order teacher, baseline, gelu, switch, finetune; got gelu, teacher"):
+        load_recipe(path)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(RecipeError, match="demo-240, demo-960, demo-relu"):
+        load_recipe("demo-241")
+
+
+def test_overrides_are_typed_and_reach_phases_by_star_kind_and_position(path):
+    changes = ["model.width=8", "phase.*.epochs=5", "phase.gelu.lr=1", "phase.0.keep=last", "data.augment.flip=true"]
+    recipe = load_recipe(path, changes)
+    assert recipe.model.width == 8
+    assert [phase.epochs for phase in recipe.phase] == [5, 5, 5]
+    assert [phase.lr for phase in recipe.phase] == [0.1, 1.0, 0.1]
+    assert recipe.phase[0].keep == "last"
+    assert recipe.data.augment.flip
+    assert load_recipe(path) == load_recipe(path, [])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.width", "wanted key=value"),
+        ("model.width=wide", "model.width: wanted an integer, got the string 'wide'"),
+        ("model.depth=3", "model.depth: unknown key"),
+        ("phase.finetune.lr=1", "no phase 'finetune'; wanted"),
+        ("phase.gelu=1", "names a whole table"),
+        ("name.first=1", "nothing below 'first'"),
+    ],
+)
+def test_wrong_overrides_are_refused(path, override, words):
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(path, [override])
+
+
+def test_first_difference_names_the_key_and_both_values(path):
+    recipe = load_recipe(path)
+    assert first_difference(recipe, load_recipe(path)) is None
+    assert first_difference(recipe, load_recipe(path, ["phase.switch.lr=0.2"])) == "phase.switch.lr (0.1 against 0.2)"
+    assert first_difference(recipe, load_recipe(path, ["data.limit=7"])) == "data.limit (100 against 7)"
+
+
+TABLE_7 = {  # ResNet18, CIFAR-100: epochs, batch, first and last learning rate, momentum, weight decay
+    "gelu": (100, 128, 0.05, 5e-4, 0.9, 0.001),
+    "switch": (150, 128, 1e-3, 1e-3, 0.9, 0.001),
+    "finetune": (120, 128, 1e-3, 1e-5, 0.9, 0.001),
+}
+
+
+@pytest.mark.parametrize(("name", "budget"), [("49.9k", 49900), ("12.9k", 12900), ("6k", 6000)])
+def test_shipped_recipes_are_table_7(name, budget):
+    recipe = load_recipe(f"r18-c100-{name}")
+    assert recipe.plan.budget == budget
+    phases = {phase.kind: phase for phase in recipe.phase}
+    for kind, row in TABLE_7.items():
+        phase, rate = phases[kind], phases[kind].learning_rate
+        ends = (rate.at(0), rate.at(phase.epochs - 1))
+        assert (phase.epochs, phase.batch_size, *ends, phase.momentum, phase.weight_decay) == row
+
+
+def test_linear_schedule_ends_at_three_quarters():
+    rate = Schedule("linear", 100, 0.05, 5e-4)
+    rates = [rate.at(epoch) for epoch in range(100)]
+    assert rates[0] == 0.05
+    assert rates[74] > rates[75] == rates[99] == 5e-4
+    steps = {round(earlier - later, 12) for earlier, later in pairwise(rates[:76])}
+    assert steps == {round((0.05 - 5e-4) / 75, 12)}
+
+
+def test_cosine_schedule_runs_from_end_to_end():
+    rate = Schedule("cosine", 11, 1.0, 0.1)
+    assert rate.at(0) == 1.0
+    assert rate.at(5) == pytest.approx(0.55)
+    assert rate.at(10) == pytest.approx(0.1)
+    assert Schedule("cosine", 1, 1.0, 0.1).at(0) == 1.0
+
+
+@pytest.mark.parametrize("channels", [1, 16, 64, 511])
+@pytest.mark.parametrize("switching", [1, 2, 7, 150])
+def test_switch_goes_down_to_none_by_equal_shares(channels, switching):
+    soft = [soft_channels_at(epoch, switching, channels) for epoch in range(switching + 2)]
+    assert soft[switching - 1 :] == [0, 0, 0]
+    steps = [before - after for before, after in pairwise([channels, *soft])]
+    assert min(steps) >= 0
+    assert max(steps[:switching]) - min(steps[:switching]) <= 1
+
+
+def test_toml_written_is_toml_read(path):
+    recipe = load_recipe(path, ['name="a \\"quoted\\" näme"'])
+    assert isinstance(recipe, Recipe)
+    assert tomllib.loads(recipe.to_toml())["name"] == 'a "quoted" näme'
