@@ -1,89 +1,98 @@
 """One table and one picture of networks compared at their DReLU counts."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepshare.files import write_whole
+
+if TYPE_CHECKING:
+    from deepshare.secure import SecureReport
 
 
 @dataclass(frozen=True)
 class NetworkResult:
-    """What was measured of one network: plain accuracy on the test set, secure costs per inference."""
+    """What was measured of one network under one secure setting."""
 
     name: str
-    drelus: int
     accuracy: float  # fraction, plain, whole test set
-    rounds: int
-    megabytes: float  # sent by one party, one inference
-    seconds: float  # median of one inference
-    agreement: float  # fraction of images with secure argmax == plain argmax
-    images: int  # images behind `seconds` and `agreement`
+    secure: "SecureReport"
 
 
 _HEADER = (
     "network",
     "DReLUs",
     "test accuracy",
+    "weights",
     "rounds",
     "MB sent by a party",
     "seconds",
-    "speedup over all-ReLU",
+    "times faster than all-ReLU",
     "argmax secure = plain",
 )
 
 
 def comparison_table(results: Sequence[NetworkResult]) -> str:
-    """Markdown table of the results; the first one is the all-ReLU network the speedups are taken over."""
+    """Markdown table; a speedup is over the first result with the same weights setting (the all-ReLU network)."""
     lines = ["| " + " | ".join(_HEADER) + " |", "| --- " + "| ---: " * (len(_HEADER) - 1) + "|"]
     for result in results:
+        secure = result.secure
+        baseline = next(other.secure for other in results if other.secure.weights == secure.weights)
         cells = (
             result.name,
-            f"{result.drelus:,}",
+            f"{secure.drelus:,}",
             f"{100 * result.accuracy:.2f} %",
-            str(result.rounds),
-            f"{result.megabytes:.3f}",
-            f"{result.seconds:.3f}",
-            f"{results[0].seconds / result.seconds:.2f}",
-            f"{round(result.agreement * result.images)} of {result.images}",
+            secure.weights,
+            str(secure.rounds),
+            f"{secure.megabytes:.3f}",
+            f"{secure.seconds_online:.3f}",
+            f"{baseline.seconds_online / secure.seconds_online:.2f}",
+            f"{round(secure.agreement * secure.images)} of {secure.images}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+_COLOURS = ("#c0562f", "#5b4a8a")
+
+
 def plot_comparison(results: Sequence[NetworkResult], path: Path) -> Path:
-    """PNG: accuracy (left) and secure latency (right) over DReLUs, one labelled point per network.
+    """PNG: accuracy (left) and secure latency, one line per weights setting (right), over DReLUs.
 
     Raises:
         ImportError: matplotlib is missing (`pip install 'deepshare[demo]'`).
     """
-    import io
-
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    ordered = sorted(results, key=lambda result: result.drelus)
-    drelus = [result.drelus for result in ordered]
-    left.plot(drelus, [100 * result.accuracy for result in ordered], "o-", color="#1f6f8b")
+    settings = list(dict.fromkeys(result.secure.weights for result in results))
+    _line(left, [r for r in results if r.secure.weights == settings[0]], "accuracy", "#1f6f8b")
     left.set(ylabel="test accuracy [%]", title="Accuracy")
-    right.plot(drelus, [result.seconds for result in ordered], "o-", color="#c0562f")
-    right.set(ylabel="seconds per image, two parties on one machine", title="Secure latency", ylim=(0, None))
+    for setting, colour in zip(settings, _COLOURS, strict=False):
+        _line(right, [r for r in results if r.secure.weights == setting], "latency", colour)
+    right.set(ylabel="seconds an inference, two processes, one machine", title="Secure latency", ylim=(0, None))
+    right.legend([f"weights {setting}" for setting in settings])
     for axes in (left, right):
         axes.set(xscale="log", xlabel="DReLUs")
         axes.grid(alpha=0.3, which="both")
         axes.margins(x=0.15, y=0.2)
-    for result in ordered:
-        label = f"{result.name}\n{result.drelus:,}"
-        _annotate(left, label, result.drelus, 100 * result.accuracy)
-        _annotate(right, label, result.drelus, result.seconds)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     pyplot.close(figure)
     return write_whole(path, picture.getvalue())
 
 
-def _annotate(axes, label: str, x: float, y: float) -> None:  # type: ignore[no-untyped-def]
-    axes.annotate(label, (x, y), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=8)
+def _line(axes: Any, results: Sequence[NetworkResult], what: str, colour: str) -> None:
+    ordered = sorted(results, key=lambda result: result.secure.drelus)
+    drelus = [result.secure.drelus for result in ordered]
+    values = [100 * r.accuracy if what == "accuracy" else r.secure.seconds_online for r in ordered]
+    axes.plot(drelus, values, "o-", color=colour)
+    for result, x, y in zip(ordered, drelus, values, strict=True):
+        axes.annotate(
+            f"{result.name}\n{x:,}", (x, y), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=8
+        )

@@ -1,0 +1,166 @@
+"""The command line: `deepshare doctor | count | train | secure | demo`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it did its work, 2 with one line on stderr for bad input, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except _bad_input() as error:
+        print(f"deepshare {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"deepshare {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """What the parts raise for bad input; anything else is a bug and keeps its traceback."""
+    from deepshare.budget import BudgetError
+    from deepshare.checkpoint import CheckpointError
+    from deepshare.data import DataError
+    from deepshare.plan import PlanError
+    from deepshare.secure import SecureError
+    from deepshare.train import RecipeError, TrainingError
+
+    ours = (BudgetError, CheckpointError, DataError, PlanError, RecipeError, SecureError, TrainingError)
+    return (*ours, ArgumentError, OSError)
+
+
+class ArgumentError(ValueError):
+    """An argument of the command line that argparse lets pass."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    from deepshare import __version__
+
+    parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
+    parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_doctor, _add_count, _add_train, _add_secure, _add_demo):
+        add(commands)
+    return parser
+
+
+def _add_doctor(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("doctor", help="what is built, what is used on which device, and why")
+    command.set_defaults(run=_doctor)
+
+
+def _add_count(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("count", help="DReLUs per activation site and in total")
+    command.add_argument("model", help="a model's name (resnet18, resnet34) or a checkpoint (.safetensors)")
+    command.add_argument("--input", default="3x32x32", metavar="CxHxW", help="image size (default %(default)s)")
+    command.add_argument("--plan", type=Path, help="count this plan (JSON) on the model")
+    command.add_argument("--width", type=int, default=64, help="channels of the first stage (default %(default)s)")
+    command.add_argument("--stem-relu", action="store_true", help="count a ReLU after the stem")
+    command.set_defaults(run=_count)
+
+
+def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("train", help="run every phase of a recipe")
+    command.add_argument("recipe", nargs="?", help="a recipe's name or a TOML file")
+    command.add_argument("--list", action="store_true", help="name the recipes that come with the package, and stop")
+    command.add_argument("--out", type=Path, help="run folder (default runs/RECIPE)")
+    command.add_argument("--data-root", type=Path, help="folder of the official data files")
+    command.add_argument("--teacher", type=Path, help="distil from this checkpoint, train no teacher")
+    command.add_argument("--device", help="default: the first CUDA device, else the CPU")
+    command.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: phase.*.epochs=2"
+    )
+    command.set_defaults(run=_train)
+
+
+def _add_secure(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("secure", help="run a checkpoint between two parties, on this machine")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--weights", choices=("public", "secret"), default="public", help="default %(default)s")
+    command.add_argument("--images", type=int, default=20, metavar="N", help="test images (default %(default)s)")
+    command.add_argument("--batch", type=int, default=1, help="images an inference (default %(default)s)")
+    command.add_argument("--data", help="data set (default: the one the checkpoint was trained on)")
+    command.add_argument("--data-root", type=Path, help="folder of the official data files")
+    command.add_argument("--json", type=Path, help="also write the report to this file")
+    command.set_defaults(run=_secure)
+
+
+def _add_demo(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("demo", help="the whole road on handwritten digits, in minutes")
+    command.add_argument("--out", type=Path, default=Path("runs/demo"), help="default %(default)s")
+    command.set_defaults(run=_demo)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from deepshare import doctor
+
+    print(doctor.report())
+
+
+def _count(options: argparse.Namespace) -> None:
+    from deepshare import models
+    from deepshare.checkpoint import load_checkpoint
+    from deepshare.plan import Plan, parse_input_size
+
+    if options.model not in models.names() and Path(options.model).is_file():
+        print(load_checkpoint(options.model).plan.table())
+        return
+    if options.model not in models.names():
+        known = ", ".join(models.names())
+        raise ArgumentError(f"MODEL must be one of {known}, or a checkpoint file (got {options.model!r})")
+    if options.width < 1:
+        raise ArgumentError(f"--width must be at least 1 (got {options.width})")
+    size = parse_input_size(options.input)
+    plan = None if options.plan is None else Plan.load(options.plan)
+    print(models.count_table(options.model, size, plan=plan, width=options.width, stem_relu=options.stem_relu))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from deepshare.train import load_recipe, recipe_names, train
+
+    if options.list:
+        print("\n".join(recipe_names()))
+        return
+    if options.recipe is None:
+        raise ArgumentError("RECIPE is missing: a recipe's name (see --list) or a TOML file")
+    recipe = load_recipe(options.recipe, options.set)
+    result = train(
+        recipe,
+        options.out or Path("runs") / recipe.name,
+        data_root=options.data_root,
+        device=options.device,
+        resume=options.resume,
+        teacher=options.teacher,
+    )
+    print(f"{result.checkpoint}: {result.plan.drelus:,} DReLUs, test accuracy {100 * result.test_accuracy:.2f} %")
+
+
+def _secure(options: argparse.Namespace) -> None:
+    from deepshare import data, secure
+    from deepshare.checkpoint import load_checkpoint
+
+    recipe = load_checkpoint(options.checkpoint).recipe
+    name = options.data or (recipe or {}).get("data", {}).get("name")
+    if name is None:
+        raise ArgumentError("--data is needed: the checkpoint does not say what it was trained on")
+    if options.images < 1:
+        raise ArgumentError(f"--images must be at least 1 (got {options.images})")
+    dataset = data.load(name, options.data_root)
+    images, labels = dataset.test.images[: options.images], dataset.test.labels[: options.images]
+    report = secure.run(
+        options.checkpoint, dataset.normalise(images), labels, weights=options.weights, batch=options.batch
+    )
+    print(report)
+    if options.json is not None:
+        report.save(options.json)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from deepshare import demo
+
+    demo.run(options.out)
