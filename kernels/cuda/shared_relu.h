@@ -3,8 +3,8 @@
 //   y[c]      = x[c] * (alpha[c] * gate[c] + beta[c])
 //   gate[c]   = Phi(gamma * s[pi[c]])   where c < soft_channels, else 1[s[pi[c]] >= 0]      (0 at NaN)
 //   dx[c]     = g[c] * (alpha[c] * gate[c] + beta[c])
-//   dalpha[c] = sum g * x * gate,  dbeta[c] = sum g * x                                     (over outer and inner)
-//   ds[p]     = sum over soft c with pi[c] = p of g * x * alpha * gamma * phi(gamma * s[p])
+//   dalpha[c] = sum g * x * gate,  dbeta[c] = sum g * x                                     (over outer and
+//   inner) ds[p]     = sum over soft c with pi[c] = p of g * x * alpha * gamma * phi(gamma * s[p])
 //
 // Memory order: x, grad, y and dx are dense (outer, channels, inner); source and dsource are dense
 // (outer, source_channels, inner). NCHW is (N, C, H*W), NHWC is (N*H*W, C, 1). The caller densifies.
@@ -54,10 +54,11 @@ struct BackwardArgs {
   const void* beta;
   const int32_t* soft_channels;
   const void* gamma;
-  void* dx;         // written whole
-  void* dsource;    // written whole (zero from channel P on) when source and soft_channels are given; else not touched
-  void* dalpha;     // [C], written whole
-  void* dbeta;      // [C], written whole
+  void* dx;       // written whole
+  void* dsource;  // written whole (zero from channel P on) when source and soft_channels are given; else not
+                  // touched
+  void* dalpha;   // [C], written whole
+  void* dbeta;    // [C], written whole
   void* workspace;  // backward_workspace_bytes(...), 16-byte aligned; need not be initialised
 };
 

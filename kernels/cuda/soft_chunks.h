@@ -1,0 +1,22 @@
+// Sizes on which the soft backward kernels and the workspace agree.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace deepshare::cuda {
+
+// Positions a lane of the channels-first kernel owns: s, its slope and ds stay in registers.
+template <class T>
+constexpr int kSoftUnit = std::is_same_v<T, double> ? 4 : 8;
+
+// Channels up to which a row's terms and sums fit into the 48 KiB of shared memory every GPU gives without
+// asking: 3 * C values. Beyond, the channels-first kernel does the same work with inner == 1, uncoalesced.
+template <class W>
+constexpr int64_t kMaxSoftRow = 48 * 1024 / (3 * sizeof(W));
+
+// __launch_bounds__' second argument: without it ptxas holds these kernels to 40 or 128 registers on sm_80
+// and sm_90, and spills.
+constexpr int kSoftMinBlocks = 1;
+
+}  // namespace deepshare::cuda
