@@ -1,7 +1,7 @@
 """Which activations a model calls, in call order: seen by running it once on a zero image.
 
-A run sees what a trace may not (control flow, calls inside torch.nn's own blocks), so counting needs no traceable model. Only
-rewriting does (graph.py).
+A run sees what a trace may not (control flow, calls inside torch.nn's own blocks), so counting needs no traceable
+model. Only rewriting does (graph.py).
 """
 
 import copy
@@ -112,7 +112,7 @@ class _Leader:
 
 @dataclass
 class _Watch(TorchFunctionMode):
-    """Records activation calls: modules by forward hooks, functions by the function mode, which is deaf inside activations."""
+    """Records activation calls: modules by forward hooks, functions by the function mode (deaf inside activations)."""
 
     model: nn.Module
     calls: list[Call] = field(default_factory=list)
@@ -158,7 +158,7 @@ class _Watch(TorchFunctionMode):
         return enter, leave
 
     def _record(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs.get("x", kwargs.get("input"))
+        x: Tensor = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
         name, shape = self._names.of_module(path), tuple(x.shape[1:])
         if isinstance(module, SharedReLU2d):
             source = args[1] if len(args) > 1 else kwargs.get("source")
@@ -173,7 +173,7 @@ class _Watch(TorchFunctionMode):
     def _shared(
         self, name: str, shape: tuple[int, ...], module: SharedReLU2d, x: Tensor, source: Tensor | None
     ) -> Site:
-        """A follower if its gates are a known leader's. Gates of any other source are compared here, so they are paid here."""
+        """A follower if its gates are a known leader's. Gates of another source are compared, and so paid, here."""
         for leader in self._leaders:
             if source is leader.preactivation and leader.prototypes == module.prototypes:
                 return Site(name, shape, "shared", leader=leader.name)

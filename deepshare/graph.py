@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +34,11 @@ class Change:
 
 
 def rewrite(model: nn.Module, calls: Sequence[Call], wanted: Sequence[Site]) -> nn.Module:
-    """A copy of `model` with `wanted[i]` standing where `calls[i]` is made; what already stands there keeps its weights.
+    """A copy of `model` with `wanted[i]` standing where `calls[i]` is made; what already stands keeps its weights.
 
-    Swapping modules is enough unless a functional ReLU changes, the calls of one module change differently, or gates go from
-    site to site. Then the result is an fx.GraphModule of the same parameters and names, in which every site has a module of
-    its own at the path that is its name, and the leaders' pre-activations are arguments of their followers.
+    Swapping modules is enough unless a functional ReLU changes, the calls of one module change differently, or gates go
+    from site to site. Then the result is an fx.GraphModule of the same parameters and names, in which every site has a
+    module of its own at the path that is its name, and the leaders' pre-activations are arguments of their followers.
 
     Raises:
         PlanError: a graph is needed and the model cannot be traced, or a leader's pre-activation is changed in place.
@@ -102,7 +102,8 @@ def _build(change: Change, model: nn.Module) -> nn.Module:
     elif site.mask is not None:
         module = MaskedReLU2d(site.mask.tensor())
     else:
-        module = {"relu": nn.ReLU, "gelu": nn.GELU, "linear": linear_activation}[site.kind]()
+        plain: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "linear": linear_activation}
+        module = plain[site.kind]()
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return module.to(reference.device, reference.dtype).train(model.training)
 
@@ -116,7 +117,7 @@ def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Mod
     nodes: dict[str, fx.Node] = {}
     for change, node in zip(changes, calls, strict=True):
         name, in_place = change.site.name, _in_place(node, modules)
-        if change.changed or in_place or change.call.module != name or times[name] > 1:
+        if change.changed or in_place or change.call.module != name or times[change.call.module] > 1:
             _place(result, name, _own_module(change, modules, result))
             node = _replace_call(graph, node, name, order if in_place else None)
         nodes[name] = node
@@ -173,7 +174,7 @@ def _is_relu_function(node: fx.Node) -> bool:
 
 
 def _own_module(change: Change, modules: dict[str, nn.Module], result: nn.Module) -> nn.Module:
-    """A new module, or, where nothing changes but the call needs a module of its own, a copy of the one that stands there."""
+    """A new module; where nothing changes but the call needs its own, a copy of the one that stands there."""
     if change.changed or change.call.module is None:
         return _build(change, result)
     module = copy.deepcopy(modules[change.call.module])
@@ -188,8 +189,10 @@ def _place(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _replace_call(graph: fx.Graph, node: fx.Node, target: str, order: dict[fx.Node, int] | None) -> fx.Node:
-    """Calls module `target` instead of `node`. `order` is given if node works in place: then whoever reads its input later
-    read its result, and must go on doing so."""
+    """Calls module `target` instead of `node`.
+
+    `order` is given if node works in place: whoever reads its input later read its result, and must go on doing so.
+    """
     x = _preactivation(node)
     with graph.inserting_after(node):
         new = graph.call_module(target, (x,))
@@ -229,8 +232,8 @@ def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[
     while between is not follower:
         if source in between.all_input_nodes[:1] and _in_place(between, modules):
             raise PlanError(
-                f"apply_plan: {follower.target!r} needs the pre-activation of {leader.target!r}, which is changed in place "
-                f"before: {between.format_node()}"
+                f"apply_plan: {follower.target!r} needs the pre-activation of {leader.target!r}, which is changed "
+                f"in place before: {between.format_node()}"
             )
         between = between.next
 
@@ -248,7 +251,7 @@ def _keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> Non
 
 
 def _graph_module(result: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """`graph` as forward over the whole of `result`: fx alone would drop containers' classes and whatever forward does not call."""
+    """`graph` as forward over the whole of `result`: fx alone drops containers' classes and what is not called."""
     graph.lint()
     module = fx.GraphModule(result, graph, class_name=type(result).__name__)
     module._modules = result._modules

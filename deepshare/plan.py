@@ -1,4 +1,4 @@
-"""The plan of a network: what stands at every activation site. It is counted, saved, applied, and passed between all other parts."""
+"""The plan of a network: what stands at every activation site. Every other part makes, reads or applies it."""
 
 import json
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ class Plan:
 
     @classmethod
     def of(cls, model: nn.Module, input_size: tuple[int, ...]) -> "Plan":
-        """What stands in `model` now, every ReLU a `relu` site (`find.find_calls` says what is a site). The model is not changed.
+        """What stands in `model` now; `find.find_calls` says what is a site. The model is not changed.
 
         Raises:
             PlanError: the model does not run on a batch [1, *input_size].
@@ -87,7 +87,7 @@ class Plan:
         leader: str | None = None,
         mask: Mask | Tensor | None = None,  # bool [C, H, W] or [C]
     ) -> "Plan":
-        """The plan with another activation at one site. Raises PlanError for an unknown site, or where the result is no plan."""
+        """The plan with another activation at one site. Raises PlanError for an unknown site or a wrong result."""
         old = self[name]
         packed = Mask.of(mask) if isinstance(mask, Tensor) else mask
         new = Site(name, old.shape, kind, prototypes, leader, packed)
@@ -98,7 +98,7 @@ class Plan:
         return Plan(tuple(Site(site.name, site.shape, kind) for site in self.sites), self.input_size)
 
     def check_fits(self, model_plan: "Plan") -> None:
-        """Raises PlanError naming the first difference to `model_plan` (a `Plan.of`) in image size, sites' names, order or shapes."""
+        """Raises PlanError naming the first difference to a `Plan.of`: image size, sites' names, order, shapes."""
         if self.input_size != model_plan.input_size:
             raise PlanError(f"the plan is for images of {self.input_size}, not {model_plan.input_size}")
         for ours, theirs in zip(self.sites, model_plan.sites, strict=False):
@@ -111,7 +111,7 @@ class Plan:
             raise PlanError(f"site {more.sites[min(len(self), len(model_plan))].name!r} is missing {where}")
 
     def table(self) -> str:
-        """One line per site (name, kind, shape, P or leader or kept elements, DReLUs), the total, and what is counted."""
+        """One line per site (name, kind, shape, P or leader or kept elements, DReLUs), the total, what is counted."""
         rows = [("site", "kind", "shape", "gates", "DReLUs")]
         rows += [(s.name, s.kind, "x".join(map(str, s.shape)), _gates(s), f"{s.drelus:,}") for s in self.sites]
         rows.append(("total", "", "", "", f"{self.drelus:,}"))
@@ -119,7 +119,7 @@ class Plan:
         lines = [f"{_padded(row[:4], widths)}  {row[4]:>{widths[4]}}" for row in rows]
         rule = "-" * len(lines[0])
         size = "x".join(map(str, self.input_size))
-        note = f"Per image of {size}, counted by calls in a forward pass: relu and gelu C*H*W, shared P*H*W, a follower 0, mask its ones."
+        note = f"Per image of {size}, by calls: relu and gelu C*H*W, shared P*H*W, followers 0, mask its ones."
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
 
     def to_json(self) -> str:
@@ -187,10 +187,10 @@ def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """A new model with the plan's activations at its sites; weights are copied, nothing is shared with `model`.
 
-    What already stands at a site as the plan says keeps its weights (a trained alpha and beta). All other weights keep their
-    names, so a state dict of `model` loads with strict=False and only activations' keys missing. Where layer sharing, functional
-    ReLUs or modules called several times need it, the result is an fx.GraphModule (`graph.rewrite`): hooks and methods of
-    the model's class are not carried over, and what forward decided from Python values stays decided.
+    What stands at a site as the plan says keeps its weights (a trained alpha and beta). All other weights keep their
+    names: a state dict of `model` loads with strict=False and only activations' keys missing. Where layer sharing,
+    functional ReLUs or modules called several times need it, the result is an fx.GraphModule (`graph.rewrite`): hooks
+    and methods of the model's class are not carried over, and what forward decided from Python values stays decided.
 
     Raises:
         PlanError: the plan does not fit the model (the message names the first difference), or needs a traceable model.
@@ -201,8 +201,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     for wanted, made in zip(plan.sites, Plan.of(result, plan.input_size).sites, strict=True):
         if wanted != made:
             raise PlanError(
-                f"site {wanted.name!r}: could not be replaced: {type(model).__name__} does not call the module registered there "
-                f"(wanted {wanted.kind}, {_gates(wanted)}, found {made.kind}, {_gates(made)})"
+                f"site {wanted.name!r}: {type(model).__name__} does not call the module registered there, it cannot be "
+                f"replaced (wanted {wanted.kind}, {_gates(wanted)}; found {made.kind}, {_gates(made)})"
             )
     return result
 

@@ -62,9 +62,11 @@ class Site:
     """What stands at one activation call of a forward pass.
 
     Attributes:
-        name: the called module's path, `path@2` for its second call, `path:relu` for a functional ReLU called by the module at `path`.
+        name: the called module's path, `path@2` for its second call; `path:relu` for a functional ReLU called by the
+            module at `path`.
         shape: (C, H, W) of the activation without the batch; (C,) behind a linear layer.
-        kind: "relu"; "gelu" (the teacher's); "linear" (no activation); "shared" (SharedReLU2d, DeepShare eq. 3 and 6); "mask" (SNL eq. 2).
+        kind: "relu"; "gelu" (the teacher's); "linear" (no activation); "shared" (SharedReLU2d, DeepShare eq. 3 and 6);
+            "mask" (SNL eq. 2).
         prototypes: P in 1..C, for a shared site with gates of its own.
         leader: name of the site whose gates a shared site takes (layer sharing).
         mask: for a mask site; a bool tensor is packed into a `Mask`.
@@ -105,8 +107,9 @@ class Site:
             raise PlanError(f"{here}: prototypes must be an int in 1..{self.shape[0]} (got {self.prototypes!r})")
         if self.leader is not None and not isinstance(self.leader, str):
             raise PlanError(f"{here}: leader must be a site's name (got {self.leader!r})")
-        if self.mask is not None and self.mask.shape not in (self.shape, self.shape[:1]):
-            raise PlanError(f"{here}: mask must be {self.shape} or {self.shape[:1]} (got {self.mask.shape})")
+        allowed = [shape for shape in (self.shape, self.shape[:1]) if len(shape) in (1, 3)]
+        if self.mask is not None and self.mask.shape not in allowed:
+            raise PlanError(f"{here}: mask must be {' or '.join(map(str, allowed))} (got {self.mask.shape})")
 
     def _fields(self) -> str:
         return f"prototypes {self.prototypes}, leader {self.leader}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from deepshare.models.resnet import ResNet
-from deepshare.plan import Plan, count_drelus
+from deepshare.plan import Plan
 
 _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 

@@ -1,4 +1,4 @@
-"""ResNet18 and ResNet34 in the form used for 32x32 and 64x64 images (He et al. 2015, section 4.2; SNL, AutoReP and DeepShare use it)."""
+"""ResNet18 and ResNet34 in the form SNL, AutoReP and DeepShare use for 32x32 and 64x64 images (He et al. 2015)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """y = relu2(bn2(conv2(relu1(bn1(conv1(x))))) + shortcut(x)); each ReLU is a module of its own, so that sites have names."""
+    """y = relu2(bn2(conv2(relu1(bn1(conv1(x))))) + shortcut(x)).
+
+    Each ReLU is a module of its own, so that its site has a readable name.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -32,14 +35,14 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 stem of stride 1, no max pooling, four stages of basic blocks, average pooling, one linear layer.
 
-    Stage s has width * 2**s channels and (from the second on) halves the image, so 32x32 is seen at 32, 16, 8, 4 and 8x8 at 8, 4, 2, 1.
+    Stage s has width * 2**s channels and (from the second on) halves the image: 32, 16, 8, 4 for 32x32.
 
     Args:
         blocks: blocks per stage.
         num_classes: logits per image.
         width: channels of the stem and of the first stage.
-        stem_relu: put a ReLU after the stem's batch norm. SNL, AutoReP and DeepShare have none there and count 491,520 ReLUs in ResNet18 at
-            32x32; DeepReDuce, DeepReShape and SENet have one and count 557,056.
+        stem_relu: put a ReLU after the stem's batch norm. SNL, AutoReP and DeepShare have none there and count 491,520
+            ReLUs in ResNet18 at 32x32; DeepReDuce, DeepReShape and SENet have one and count 557,056.
         in_channels: channels of the image.
     """
 
@@ -72,7 +75,7 @@ def _stage(inputs: int, outputs: int, count: int, *, stride: int) -> nn.Sequenti
 
 
 def _initialise(model: nn.Module) -> None:
-    """Kaiming normal over the outgoing connections for convolutions (He et al. 2015b); batch norms start as the identity."""
+    """Kaiming normal over the outgoing connections for convolutions; batch norms start as the identity."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

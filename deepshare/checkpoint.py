@@ -1,0 +1,169 @@
+"""A trained network in one .safetensors file: weights, and in the header what they mean (model spec, plan, recipe, metrics)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from deepshare import models
+from deepshare.files import write_whole
+from deepshare.plan import Plan, PlanError, apply_plan
+
+VERSION = 1
+_SPEC = {"name": str, "num_classes": int, "width": int, "stem_relu": bool, "in_channels": int, "input_size": list}
+
+
+class CheckpointError(Exception):
+    """A file that is no checkpoint or a damaged one, or a network that cannot become one. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_checkpoint` returns.
+
+    Attributes:
+        model: with the plan's activations and the saved weights, on the CPU, in eval mode.
+        spec: the arguments of `models.create` (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`), and `input_size`.
+        plan: what stands at its sites.
+        recipe, metrics: as they were given to `save_checkpoint`.
+    """
+
+    model: nn.Module
+    spec: dict[str, Any]
+    plan: Plan
+    recipe: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+
+
+def save_checkpoint(
+    path: Path | str,
+    model: nn.Module,
+    spec: Mapping[str, Any],
+    plan: Plan,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `model` (of `models.create`, with `plan` applied) to `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: the spec lacks a key, is for another image size than the plan, model and plan disagree, or recipe or
+            metrics are not JSON. OSError: the file cannot be written. Either way what stood at `path` stays.
+    """
+    here = f"save_checkpoint {path}"
+    known = _checked_spec(here, dict(spec))
+    _check_plan(here, model, known, plan)
+    header = {"format": "deepshare", "version": str(VERSION), "plan": plan.to_json()}
+    for name, value in (("spec", known), ("recipe", recipe), ("metrics", metrics)):
+        try:
+            header[name] = json.dumps(value if value is None else dict(value))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{here}: {name} must be JSON values ({error})") from error
+    # cloned where two names share memory: safetensors writes each name's own bytes
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return write_whole(path, safetensors.torch.save(_unshared(tensors), header))
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Build the model of the file's spec, apply its plan, load its weights. The random state is left as it was.
+
+    Raises:
+        CheckpointError: there is no such file, it is truncated or garbled, of another version, for an unknown model, with a
+            plan that does not fit it, or with tensors missing, too many or of another shape.
+    """
+    header, tensors = _read(Path(path))
+    spec = _checked_spec(str(path), _json(path, header, "spec"))
+    try:
+        plan = Plan.from_json(header.get("plan", ""))
+        model = apply_plan(_create(spec), plan)
+    except (PlanError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    _load_tensors(path, model, tensors)
+    recipe, metrics = _json(path, header, "recipe"), _json(path, header, "metrics")
+    return Checkpoint(model.eval(), spec, plan, recipe, metrics)
+
+
+def _create(spec: dict[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; who trains must not see the draw
+        return models.create(**{key: value for key, value in spec.items() if key != "input_size"})
+
+
+def _checked_spec(here: str, spec: Any) -> dict[str, Any]:
+    if not isinstance(spec, dict) or spec.keys() != _SPEC.keys():
+        got = ", ".join(map(str, spec)) if isinstance(spec, dict) else repr(spec)
+        raise CheckpointError(f"{here}: the spec must have {', '.join(_SPEC)} (got {got})")
+    spec = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
+    for key, kind in _SPEC.items():
+        if type(spec[key]) is not kind:
+            raise CheckpointError(f"{here}: spec {key} must be {kind.__name__} (got {spec[key]!r})")
+    return {key: spec[key] for key in _SPEC}
+
+
+def _check_plan(here: str, model: nn.Module, spec: dict[str, Any], plan: Plan) -> None:
+    if list(plan.input_size) != spec["input_size"]:
+        raise CheckpointError(f"{here}: the plan is for {list(plan.input_size)}, the spec for {spec['input_size']}")
+    try:
+        found = Plan.of(model, plan.input_size)
+        plan.check_fits(found)
+    except PlanError as error:
+        raise CheckpointError(f"{here}: {error}") from error
+    for wanted, stands in zip(plan, found, strict=True):
+        if wanted != stands:
+            raise CheckpointError(f"{here}: the plan says {wanted}, the model has {stands}")
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensors[name].untyped_storage().data_ptr())
+    return tensors
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(header, tensors) of a file of our format and version."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable .safetensors file, perhaps cut short ({error})") from error
+    if header.get("format") != "deepshare":
+        raise CheckpointError(f"{path}: a .safetensors file, but no deepshare checkpoint (its header does not say so)")
+    if header.get("version") != str(VERSION):
+        raise CheckpointError(f"{path}: checkpoint version must be {VERSION} (got {header.get('version')!r})")
+    return header, tensors
+
+
+def _json(path: Path | str, header: dict[str, str], name: str) -> Any:
+    try:
+        return json.loads(header[name])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header's {name} is missing or not JSON ({error})") from error
+
+
+def _load_tensors(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = model.state_dict()
+    for name in (*wanted, *tensors):
+        if name not in tensors or name not in wanted:
+            what = "is missing" if name not in tensors else "belongs to no part of the model"
+            raise CheckpointError(f"{path}: tensor {name!r} {what}")
+        if tensors[name].shape != wanted[name].shape:
+            shapes = f"{list(wanted[name].shape)} (got {list(tensors[name].shape)})"
+            raise CheckpointError(f"{path}: tensor {name!r} must have shape {shapes}")
+    floating = {tensor.dtype for name, tensor in tensors.items() if wanted[name].is_floating_point()}
+    if len(floating) == 1:  # a network saved in another precision comes back in it
+        model.to(floating.pop())
+    try:
+        model.load_state_dict(tensors)
+    except (ValueError, TypeError, RuntimeError) as error:  # such as a channel map out of range
+        raise CheckpointError(f"{path}: {error}") from error
