@@ -1,4 +1,4 @@
-"""A trained network in one .safetensors file: weights, and in the header what they mean (model spec, plan, recipe, metrics)."""
+"""A network in one .safetensors file: weights, and in the header what they mean (model spec, plan, recipe, metrics)."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _SPEC = {"name": str, "num_classes": int, "width": int, "stem_relu": bool, "in_c
 
 
 class CheckpointError(Exception):
-    """A file that is no checkpoint or a damaged one, or a network that cannot become one. The message names the file."""
+    """A file that is no checkpoint or a damaged one, or a network that cannot become one; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Checkpoint:
 
     Attributes:
         model: with the plan's activations and the saved weights, on the CPU, in eval mode.
-        spec: the arguments of `models.create` (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`), and `input_size`.
+        spec: `models.create`'s arguments (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`), and `input_size`
+            as a list.
         plan: what stands at its sites.
         recipe, metrics: as they were given to `save_checkpoint`.
     """
@@ -53,8 +54,8 @@ def save_checkpoint(
     """Write `model` (of `models.create`, with `plan` applied) to `path`, whole or not at all.
 
     Raises:
-        CheckpointError: the spec lacks a key, is for another image size than the plan, model and plan disagree, or recipe or
-            metrics are not JSON. OSError: the file cannot be written. Either way what stood at `path` stays.
+        CheckpointError: the spec lacks a key or is for another image size than the plan, model and plan disagree, or
+            recipe or metrics are not JSON. OSError: the file cannot be written. What stood at `path` then stays.
     """
     here = f"save_checkpoint {path}"
     known = _checked_spec(here, dict(spec))
@@ -74,8 +75,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """Build the model of the file's spec, apply its plan, load its weights. The random state is left as it was.
 
     Raises:
-        CheckpointError: there is no such file, it is truncated or garbled, of another version, for an unknown model, with a
-            plan that does not fit it, or with tensors missing, too many or of another shape.
+        CheckpointError: there is no such file, it is truncated or garbled, of another version, for an unknown model,
+            with a plan that does not fit it, or with tensors missing, too many or of another shape.
     """
     header, tensors = _read(Path(path))
     spec = _checked_spec(str(path), _json(path, header, "spec"))
@@ -132,7 +133,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (OSError, safetensors.SafetensorError) as error:

@@ -48,22 +48,23 @@ def allocate(
 ) -> Allocation:
     """Spread `budget` DReLUs over the plan's sites by weight, as prototypes of leaders whose gates their followers share.
 
-    A layer group is a run of consecutive sites of equal shape (DeepShare appendix C), cut to length `group`; its first
-    site leads. A prototype costs H*W, so P per leader comes from largest remainders in units of H*W (`apportion`), with
-    1 <= P <= C and never above the budget. Every site but linear ones takes part, whatever stands there. A budget above
-    what the groups can take gives P = C throughout; `reached` says what that is.
+    A layer group is a run of consecutive sites of equal shape (DeepShare appendix C), cut to length `group`; its
+    first site leads. A prototype costs H*W, so P per leader comes from largest remainders in units of H*W
+    (`apportion`), with 1 <= P <= C and never above the budget. Every site but linear ones takes part, whatever stands
+    there. A budget above what the groups can take gives P = C throughout; `reached` says what that is.
 
     Args:
         plan: usually `Plan.of(model, ...)`.
-        weights: relative DReLUs per site, summed per group: by name; or one per site of the plan in call order (a linear
-            site's counts nothing); or "uniform", by size: every site keeps the same share. The paper takes SNL's counts.
+        weights: relative DReLUs per site, summed per group: by name; or one per site of the plan in call order (a
+            linear site's counts nothing); or "uniform", by size: every site keeps the same share. The paper takes
+            SNL's counts.
         budget: DReLUs per image in total.
         group: sites per leader at most. "auto": the longest that reaches the budget, as the paper gives no rule.
         layer_sharing: False makes every site a leader (the paper's ablation "No Layer sharing"), as group=1 does.
 
     Raises:
-        BudgetError: the budget is below the floor, one prototype per leader (the message names floor and group); or budget,
-            group or weights are not what is stated here.
+        BudgetError: the budget is below the floor, one prototype per leader (the message names floor and group); or
+            budget, group or weights are not what is stated here.
     """
     sites = [site for site in plan.sites if site.kind != "linear"]
     if not sites:

@@ -1,4 +1,4 @@
-"""Whole units of unlike cost for groups, in proportion to weights: largest remainders within bounds, exact arithmetic."""
+"""Whole units of unlike cost for groups, in proportion to weights: largest remainders within bounds, exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def _exchanged(groups: Sequence[Group], units: list[int], left: int) -> list[int
 
 
 def _take_back(groups: Sequence[Group], units: list[int], below: int, debt: int) -> int | None:
-    """Give back units cheaper than `below` until `debt` is paid, dearest first; what is over, or None if they do not do."""
+    """Give back units cheaper than `below` until `debt` is paid, dearest first; what is over, None if it fails."""
     cheaper = sorted((i for i, group in enumerate(groups) if group.cost < below), key=lambda i: -groups[i].cost)
     for i in cheaper:
         taken = min(units[i] - 1, debt // groups[i].cost)
