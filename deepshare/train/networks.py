@@ -41,8 +41,8 @@ def make_plan(recipe: Recipe, spec: dict[str, Any]) -> Plan:
 
 
 def _share(found: Plan, wanted: PlanRecipe) -> Plan:
-    weights = wanted.weights if wanted.weights is not None else tuple(float(site.size) for site in found.sites)
     assert wanted.budget is not None  # PlanRecipe requires it for every method that shares
+    weights = "uniform" if wanted.weights is None else wanted.weights
     return budget.allocate(found, weights, wanted.budget, group=wanted.group).plan
 
 

@@ -80,7 +80,7 @@ class PlanRecipe:
             (self.method == "weights") == (self.weights is not None),
             f'plan.weights: wanted with method "weights" and no other (method is {self.method!r})',
         )
-        _require(self.weights is None or min(self.weights, default=0) > 0, "plan.weights: wanted numbers above 0")
+        _require(self.weights is None or min(self.weights, default=0) >= 0, "plan.weights: wanted no number below 0")
         _require(self.group == "auto" or int(self.group) > 0, f"plan.group: wanted at least 1, got {self.group}")
         _require(self.gamma > 0, f"plan.gamma: wanted above 0, got {self.gamma}")
 
