@@ -2,6 +2,6 @@
 
 from deepshare.secure.errors import SecureError
 from deepshare.secure.report import SecureReport, SiteCost
-from deepshare.secure.run import run, run_model
+from deepshare.secure.session import run, run_model
 
 __all__ = ["SecureError", "SecureReport", "SiteCost", "run", "run_model"]

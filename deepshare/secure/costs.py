@@ -1,6 +1,7 @@
 """Rounds and bytes of every operation, as formulas: exact integers, equal to CrypTen's counters.
 
-Two parties, 64-bit ring, CrypTen 0.4.1's protocols. One opening of n words is one round in which each party sends 8n bytes.
+Two parties, 64-bit ring, CrypTen 0.4.1's protocols. One opening of n words is one round in which each party sends 8n
+bytes.
 
     product (Beaver)     1 round, both operands opened       8 (n_x + n_y)   each way
     AND                  1 round                             16 n
@@ -68,8 +69,8 @@ def shared(n: int, channels: int, gates: int, *, secret: bool) -> Cost:
     """SharedReLU2d on n elements of `channels` channels, comparing `gates` elements (0 for a follower).
 
     Public alpha, beta: DReLU on the prototypes, one product: 9 rounds, 16 n + 216 gates; a follower 1 round, 16 n.
-    Secret: one product more, alpha * gate: 10 rounds, 24 n + 216 gates + 8 C; a follower 2 rounds. The 8 C is the opening of
-    alpha against its mask, C words an inference.
+    Secret: one product more, alpha * gate: 10 rounds, 24 n + 216 gates + 8 C; a follower 2 rounds. The 8 C is the
+    opening of alpha against its mask, C words an inference.
     """
     cost = drelu(gates) + product(n, n)
     return cost + product(n, channels) if secret else cost

@@ -15,15 +15,15 @@ def require_crypten() -> None:
     missing = [name for name in ("crypten", "omegaconf", "yaml", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
         raise SecureError(
-            f"secure: {', '.join(missing)} not installed; CrypTen's own requirements are broken, install it with: {INSTALL}"
+            f"secure: {', '.join(missing)} not installed (CrypTen's own requirements are broken); install: {INSTALL}"
         )
 
 
 def load_crypten() -> ModuleType:
     """Imports CrypTen, and sets it up to count.
 
-    CrypTen imports `torch.onnx._internal.registration`, which torch moved; the module is put under its old name first. Its
-    counters read zero unless `communicator.verbose` is set before the operations.
+    CrypTen imports `torch.onnx._internal.registration`, which torch moved; the module is put under its old name
+    first. Its counters read zero unless `communicator.verbose` is set before the operations.
     """
     require_crypten()
     old = "torch.onnx._internal.registration"

@@ -1,8 +1,8 @@
 """One party's evaluation of a Program on CrypTen's ArithmeticSharedTensor.
 
-Every share is kept as a plain integer (CrypTen encoder scale 1) and the scale is ours to track. CrypTen's comparison returns
-scale 1 whatever went in, and its mixed products then truncate to integers without a word; with scale 1 everywhere CrypTen
-truncates nothing, and the one local truncation a layer needs stands in `_truncate`.
+Every share is kept as a plain integer (CrypTen encoder scale 1) and the scale is ours to track. CrypTen's comparison
+returns scale 1 whatever went in, and its mixed products then truncate to integers without a word; with scale 1
+everywhere CrypTen truncates nothing, and the one local truncation a layer needs stands in `_truncate`.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,8 @@ class Evaluator:
     def open_to_client(self, x: Shared) -> Tensor | None:
         """The plain integers, at the client only: the server sends its share and receives nothing.
 
-        Not CrypTen's `reveal(dst=)`: gloo's reduce adds up halves of the tensor at both ends, so the server would see them.
+        Not CrypTen's `reveal(dst=)`: gloo's reduce adds up halves of the tensor at both ends, so the server would see
+        them.
         """
         communicator = self._crypten.communicator.get()
         if x.rank == SERVER:
@@ -122,9 +123,7 @@ class Evaluator:
         compared = self._crypten.mpc.MPCTensor.from_shares(x.share, precision=0) >= 0
         return compared._tensor
 
-    def _shared(
-        self, step: Step, x: Shared, values: dict[int, Shared], gates: dict[tuple[int, int], Shared]
-    ) -> Shared:
+    def _shared(self, step: Step, x: Shared, values: dict[int, Shared], gates: dict[tuple[int, int], Shared]) -> Shared:
         """x * (alpha * gate + beta); the gate is compared once per leader and gathered by pi (DeepShare eq. 3, 6)."""
         assert step.gates is not None
         if step.gates not in gates:
@@ -150,7 +149,7 @@ class Evaluator:
     def _average(self, x: Shared, step: Step) -> Shared:
         kernel = step.options["kernel"]
         pooled = x._sum_pool2d(kernel, stride=step.options["stride"], padding=step.options["padding"])
-        return pooled.div(kernel[0] * kernel[1])
+        return pooled.div(kernel[0] * kernel[1]).reshape((x.share.size(0), *step.shape))
 
     def _forget(self, index: int, values: dict[int, Shared], gates: dict[tuple[int, int], Shared]) -> None:
         """Drops values and gates nobody reads any more: a ResNet's shares at once would be hundreds of MB."""
@@ -175,7 +174,7 @@ def _last_uses(program: Program) -> dict[Any, int]:
     """Index of the last step that reads each value (int key) and each set of gates (pair key)."""
     last: dict[Any, int] = {}
     for index, step in enumerate(program.steps):
-        last.update({source: index for source in step.inputs})
+        last.update(dict.fromkeys(step.inputs, index))
         if step.gates is not None:
             last[step.gates] = index
             if step.fresh:

@@ -44,8 +44,8 @@ def fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 def fold_batch_norm(graph_module: fx.GraphModule) -> int:
     """Folds, in place, every BatchNorm2d that alone reads a Conv2d's result; returns how many.
 
-    A convolution module that is called twice, or whose result is read elsewhere too, keeps its batch norm, which is then
-    lowered to an affine step of its own.
+    A convolution module that is called twice, or whose result is read elsewhere too, keeps its batch norm, which is
+    then lowered to an affine step of its own.
     """
     modules = dict(graph_module.named_modules())
     calls = [node.target for node in graph_module.graph.nodes if node.op == "call_module"]

@@ -16,12 +16,13 @@ from deepshare.secure.program import Program
 def run_job(crypten: ModuleType, job: dict[str, Any], on_progress: Callable[[str], None]) -> dict[str, Any]:
     """Runs every batch of the job and returns counters and times; at the client also the opened logits.
 
-    Each batch size is run once beforehand: it warms up and records the material to deal. Then, per batch: deal, barrier,
-    start the clock, share the images, evaluate, open to the client, stop the clock.
+    Each batch size is run once beforehand: it warms up and records the material to deal. Then, per batch: deal,
+    barrier, start the clock, share the images, evaluate, open to the client, stop the clock.
 
     Returns:
         spent: (rounds, comm_bytes) per step and for the opening, of a full batch; online, dealing: seconds per batch;
-        sizes: images per batch; received: names of the tensors this party was given; logits (client): int64 [N, classes].
+        sizes: images per batch; received: names of the tensors this party was given; logits
+        (client): int64 [N, classes].
     """
     program = Program.from_plain(job["program"])
     names = [step.name for step in program.steps]

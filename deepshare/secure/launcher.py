@@ -1,7 +1,7 @@
 """Starts the two parties as fresh processes on loopback, watches them, and takes their results.
 
-A party that dies is noticed within a second, one that is stopped or hangs within `stall_seconds`; either ends the run with
-a SecureError, both processes gone and the working folder removed.
+A party that dies is noticed within a second, one that is stopped or hangs within `stall_seconds`; either ends the run
+with a SecureError, both processes gone and the working folder removed.
 """
 
 import json
@@ -159,10 +159,8 @@ def _check_alive(parties: list[Party], stall_seconds: float) -> None:
     running = [party for party in parties if party.process.poll() is None]
     for party in running:
         if now - party.heard > stall_seconds / 2:
-            raise SecureError(
-                f"secure: {party.label} gave no sign of life for {now - party.heard:.1f} s (stopped?), at '{party.place}'"
-                f"{party.last_words()}"
-            )
+            silence = f"gave no sign of life for {now - party.heard:.1f} s (stopped?)"
+            raise SecureError(f"secure: {party.label} {silence}, at '{party.place}'{party.last_words()}")
     if running and all(now - party.moved > stall_seconds for party in running):
         places = ", ".join(f"{party.label} at '{party.place}'" for party in running)
         raise SecureError(f"secure: no progress for {stall_seconds:g} s: {places}{running[0].last_words()}")

@@ -21,8 +21,8 @@ from deepshare.secure.fold import affine_of, fold_batch_norm
 from deepshare.secure.program import Param, Program, Step
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors, AvgPool2d, AdaptiveAvgPool2d, "
-    "mean over H and W, Flatten, Identity, Dropout"
+    "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors, AvgPool2d, "
+    "AdaptiveAvgPool2d, mean over H and W, Flatten, Identity, Dropout"
 )
 
 
@@ -40,15 +40,15 @@ def lower(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Program,
     truncation).
 
     Raises:
-        SecureError: the model cannot be traced, holds an operation that is not supported (named), has soft gates left, or
-            a weight that does not fit the fixed-point range.
+        SecureError: the model cannot be traced, holds an operation that is not supported (named), has soft gates
+            left, or a weight that does not fit the fixed-point range.
     """
     graph_module = _trace(copy.deepcopy(model).cpu().eval())
     fold_batch_norm(graph_module)
     try:
         ShapeProp(graph_module).propagate(torch.zeros(1, *input_shape))
     except Exception as error:
-        raise SecureError(f"secure: the model does not run on an image of shape {tuple(input_shape)}: {error}") from error
+        raise SecureError(f"secure: the model does not run on an image {list(input_shape)}: {error}") from error
     return _Lowering(graph_module).result()
 
 
@@ -74,6 +74,7 @@ class _Lowering:
         self._compared: set[tuple[int, int]] = set()
         self._calls: Counter[str] = Counter()
         self._output: int | None = None
+        self._position = {node: position for position, node in enumerate(graph_module.graph.nodes)}
         for node in graph_module.graph.nodes:
             self._visit(node)
 
@@ -93,6 +94,7 @@ class _Lowering:
             handler = self._handler(node)
             if handler is None:
                 raise self._refuse(node, f"is not supported; supported are {SUPPORTED}")
+            self._check_in_place(node)
             handler(self, node)
 
     def _handler(self, node: fx.Node) -> "Callable[[_Lowering, fx.Node], None] | None":
@@ -103,6 +105,18 @@ class _Lowering:
         if node.op == "call_method":
             return _METHODS.get(str(node.target))
         return None
+
+    def _check_in_place(self, node: fx.Node) -> None:
+        """Shares are never overwritten, so a changed value must have no later reader."""
+        inplace = node.target is operator.iadd or (node.op == "call_method" and str(node.target).endswith("_"))
+        inplace |= bool(node.kwargs.get("inplace")) or (
+            node.op == "call_module" and getattr(self._module(node), "inplace", False)
+        )
+        source = node.args[0] if node.args else None
+        if inplace and isinstance(source, fx.Node):
+            later = [user.name for user in source.users if self._position[user] > self._position[node]]
+            if later:
+                raise self._refuse(node, f"changes '{source.name}' in place, which '{later[0]}' reads afterwards")
 
     def _module(self, node: fx.Node) -> Any:
         return self._modules[str(node.target)]
@@ -128,7 +142,7 @@ class _Lowering:
     def _input(self, node: fx.Node, position: int = 0) -> int:
         argument = node.args[position] if len(node.args) > position else node.kwargs.get("input")
         if not isinstance(argument, fx.Node) or argument not in self._at:
-            raise self._refuse(node, f"takes a constant as argument {position}, wanted the result of an earlier operation")
+            raise self._refuse(node, f"takes a constant as argument {position}, wanted an earlier result")
         return self._at[argument]
 
     def _param(self, name: str, role: str, value: Tensor, bits: int) -> str:
@@ -140,7 +154,7 @@ class _Lowering:
     def conv2d(self, node: fx.Node) -> None:
         conv, name = self._module(node), self._name(node)
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise self._refuse(node, f"must have zero padding given in numbers (got {conv.padding_mode}, {conv.padding})")
+            raise self._refuse(node, f"must have zero padding in numbers (got {conv.padding_mode}, {conv.padding})")
         params = {"weight": self._param(name, "weight", conv.weight, SCALE_BITS)}
         if conv.bias is not None:
             params["bias"] = self._param(name, "bias", conv.bias.reshape(-1, 1, 1), 2 * SCALE_BITS)
@@ -185,11 +199,13 @@ class _Lowering:
         act, name, x = self._module(node), self._name(node), self._input(node)
         if act.soft_channels:
             raise self._refuse(node, f"has soft gates left: soft_channels must be 0 (got {act.soft_channels})")
-        source = node.args[1] if len(node.args) > 1 else node.kwargs.get("source")
+        source = _argument(node, "source")
         gates = (x if source is None else self._at[source], act.channel_map.prototypes)  # type: ignore[index]
         self._public[f"{name}.pi"] = act.channel_map.pi.to(torch.int64)
+        per_channel = (-1, *(1,) * (len(self._steps[x].shape) - 1))
         params = {
-            role: self._param(name, role, getattr(act, role).reshape(-1, 1, 1), SCALE_BITS) for role in ("alpha", "beta")
+            "alpha": self._param(name, "alpha", act.alpha.reshape(per_channel), SCALE_BITS),
+            "beta": self._param(name, "beta", act.beta.reshape(per_channel), SCALE_BITS),
         }
         fresh = gates not in self._compared
         self._compared.add(gates)
@@ -199,8 +215,9 @@ class _Lowering:
 
     def mask(self, node: fx.Node) -> None:
         act, name, x = self._module(node), self._name(node), self._input(node)
-        mask = act.mask if act.mask.dim() == 3 else act.mask.reshape(-1, 1, 1)
-        kept = mask.expand(self._steps[x].shape).reshape(-1)
+        shape = self._steps[x].shape
+        mask = act.mask if act.mask.dim() == 3 else act.mask.reshape(-1, *(1,) * (len(shape) - 1))
+        kept = mask.expand(shape).reshape(-1)
         self._public[f"{name}.index"] = kept.nonzero().reshape(-1)
         self._emit(node, "mask", (x,), name=name, public={"index": f"{name}.index"})
 
@@ -212,7 +229,7 @@ class _Lowering:
         self._pool(node, _pair(pool.kernel_size), _pair(pool.stride), padding)
 
     def adaptive_pool(self, node: fx.Node) -> None:
-        size = self._module(node).output_size if node.op == "call_module" else node.args[1]
+        size = self._module(node).output_size if node.op == "call_module" else _argument(node, "output_size")
         (h, w), wanted = self._steps[self._input(node)].shape[-2:], _pair(size)
         out = (wanted[0] or h, wanted[1] or w)
         if h % out[0] or w % out[1]:
@@ -222,9 +239,9 @@ class _Lowering:
 
     def mean(self, node: fx.Node) -> None:
         source = self._input(node)
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        shape = self._steps[source].shape
-        if not isinstance(dims, (tuple, list)) or sorted(d % 4 for d in dims) != [2, 3] or len(shape) != 3:  # type: ignore[operator]
+        dims, shape = _argument(node, "dim"), self._steps[source].shape
+        over = sorted(dim % 4 for dim in dims if isinstance(dim, int)) if isinstance(dims, (tuple, list)) else []
+        if over != [2, 3] or len(shape) != 3:
             raise self._refuse(node, f"must be the mean over H and W (got dim={dims})")
         self._pool(node, shape[-2:], shape[-2:], (0, 0))
 
@@ -233,7 +250,7 @@ class _Lowering:
         self._emit(node, "avg_pool2d", (self._input(node),), options=options)
 
     def flatten(self, node: fx.Node) -> None:
-        start = self._module(node).start_dim if node.op == "call_module" else _flatten_start(node)
+        start = self._module(node).start_dim if node.op == "call_module" else _argument(node, "start_dim")
         if start != 1 or len(node.meta["tensor_meta"].shape) != 2:
             raise self._refuse(node, "must flatten everything but the batch (start_dim=1)")
         self._emit(node, "flatten", (self._input(node),))
@@ -246,8 +263,9 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _flatten_start(node: fx.Node) -> object:
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+def _argument(node: fx.Node, keyword: str) -> Any:
+    """The call's second argument, or None."""
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get(keyword)
 
 
 _MODULES: dict[type, Callable[[_Lowering, fx.Node], None]] = {

@@ -1,7 +1,7 @@
 """Beaver triples and random bits made before the input arrives, so that online and dealing time can be told apart.
 
-The provider is CrypTen's TrustedFirstParty: party 0 makes every triple itself and so knows them all. It is a stand-in for a
-dealer apart from both parties; costs are real, the secrecy of the values opened under these triples is not.
+The provider is CrypTen's TrustedFirstParty: party 0 makes every triple itself and so knows them all. It is a stand-in
+for a dealer apart from both parties; costs are real, the secrecy of the values opened under these triples is not.
 """
 
 import time

@@ -1,7 +1,8 @@
 """Process of one party: `python -P party.py RANK FOLDER SIGNAL_FD`, started by launcher.py.
 
-Nothing heavy is imported before the first sign of life, so that the parent can tell a stopped party from a starting one.
-The party dies with its parent: its standard input is a pipe that the parent never writes to and that closes with it.
+Nothing heavy is imported before the first sign of life, so that the parent can tell a stopped party from a starting
+one. The party dies with its parent: its standard input is a pipe that the parent never writes to and that closes with
+it.
 """
 
 import json
@@ -62,16 +63,16 @@ def _run(rank: int, folder: Path, signals: Signals) -> None:
     crypten = load_crypten()
     signals.progress("connecting")
     crypten.init()
-    results: list[dict[str, Any]] = []
-    for job in jobs.load(folder / jobs.JOB_FILE):
-        results.append(run_job(crypten, job, signals.progress))
+    own_jobs = jobs.load(folder / jobs.JOB_FILE)
+    (folder / jobs.JOB_FILE).unlink()  # images and weights do not stay on disk, whatever becomes of the parent
+    results: list[dict[str, Any]] = [run_job(crypten, job, signals.progress) for job in own_jobs]
     crypten.communicator.get().barrier()
     jobs.save_beside(results, folder / jobs.RESULT_FILE)
     crypten.uninit()
 
 
 def main(rank: int, folder: Path, descriptor: int) -> int:
-    """Exit code 0 with a result file, PEER_LOST if the connection broke, 1 on any other error (a traceback on stderr)."""
+    """Exit code 0 with a result file, PEER_LOST if the connection broke; any other error leaves its traceback."""
     _die_with_parent()
     signals = Signals(descriptor)
     try:

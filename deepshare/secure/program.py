@@ -1,7 +1,7 @@
 """A network as a list of steps on shares: what both parties know.
 
-A Program holds the architecture only: operations, shapes, channel maps and masks (the plan is public). Weights stand apart,
-as integer tensors under the keys of `Program.params`, so that a party can be given the one without the other.
+A Program holds the architecture only: operations, shapes, channel maps and masks (the plan is public). Weights stand
+apart, as integer tensors under the keys of `Program.params`, so that a party can be given the one without the other.
 """
 
 from dataclasses import asdict, dataclass, field

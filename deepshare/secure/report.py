@@ -32,7 +32,8 @@ class SecureReport:
         drelus: comparisons for one image.
         rounds; server_bytes, client_bytes: what each party sends.
         predicted_rounds, predicted_bytes: the same (bytes of both together) from costs.py's formulas.
-        seconds_online: median over the full batches, at the client, from its input to its logits, material dealt beforehand.
+        seconds_online: median over the full batches, at the client, from its input to its logits, material dealt
+            beforehand.
         seconds_dealing: median time the stand-in dealer takes for one batch.
         agreement: share of images with the same argmax as plain PyTorch.
         accuracy_secure, accuracy_plain: on these images.

@@ -31,17 +31,18 @@ def run(
 ) -> SecureReport:
     """Runs a checkpoint's network on `images` between a server (party 0, the model) and a client (party 1, the images).
 
-    Two fresh processes on loopback, one core each, under CrypTen's protocols (semi-honest; docs/secure.md). Only the client
-    learns the logits.
+    Two fresh processes on loopback, one core each, under CrypTen's protocols (semi-honest; docs/secure.md). Only the
+    client learns the logits.
 
     Args:
-        weights: "public": both parties know the weights, alpha and beta, linear layers are free. "secret": only the server
-            does; the client's process is given shapes, channel maps and masks.
+        weights: "public": both parties know the weights, alpha and beta, linear layers are free. "secret": only the
+            server does; the client's process is given shapes, channel maps and masks.
         batch: images per inference. Costs and seconds are those of one batch.
         stall_seconds: a party silent, or both without progress, for that long ends the run.
 
     Raises:
-        SecureError: bad arguments, an unsupported or soft layer (before any process starts); a party that dies or stalls.
+        SecureError: bad arguments, an unsupported or soft layer (before any process starts); a party that dies or
+        stalls.
         CheckpointError: the checkpoint is damaged.
     """
     from deepshare.checkpoint import load_checkpoint  # here: the parties import this package and need no model code

@@ -1,0 +1,187 @@
+"""From model to program: folding, fixed point, shapes, and the clear refusal of what is not supported."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from secure_cases import cases, layers, shared, tiny_resnet, with_statistics
+from torch import fx, nn
+
+from deepshare.plan import Plan, count_drelus
+from deepshare.secure import SecureError, run_model
+from deepshare.secure.fixed_point import decode, encode
+from deepshare.secure.fold import fold_batch_norm
+from deepshare.secure.jobs import Job
+from deepshare.secure.lower import lower
+from deepshare.secure.program import Program
+
+GENERATOR = torch.Generator().manual_seed(4)
+
+
+def test_encode_rounds_and_decode_is_exact():
+    values = torch.tensor([0.4, 0.6, -0.4, -0.6, 1.5, 2.5, -1.5], dtype=torch.float64) * 2.0**-16
+    assert encode(values).tolist() == [0, 1, 0, -1, 2, 2, -2]
+    integers = torch.tensor([-327677, -327680, 327677, -1, 0, 2**46 + 1])  # CrypTen decodes the first as -5.99995
+    assert decode(integers).tolist() == [value / 65536 for value in integers.tolist()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.0**15, -(2.0**15)])
+def test_encode_refuses_what_does_not_fit(value):
+    with pytest.raises(SecureError, match="images must be"):
+        encode(torch.tensor([0.0, value]), name="images")
+
+
+@pytest.mark.parametrize("make", [lambda: layers(GENERATOR), lambda: tiny_resnet(None), lambda: tiny_resnet(2)])
+def test_folding_keeps_the_output(make):
+    net = make()
+    graph_module = fx.symbolic_trace(net) if not isinstance(net, fx.GraphModule) else copy.deepcopy(net)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    channels, size = (4, (3, 4)) if isinstance(net, nn.Sequential) else (1, (8, 8))
+    images = torch.randn(5, channels, *size, generator=GENERATOR)
+    folded = fold_batch_norm(graph_module)
+    assert folded == (norms - 1 if isinstance(net, nn.Sequential) else norms)
+    torch.testing.assert_close(graph_module(images), net(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_convolution_read_twice_keeps_its_batch_norm():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    net = with_statistics(Twice(), GENERATOR)
+    program, _ = lower(net, (1, 5, 5))
+    assert [step.op for step in program.steps] == ["input", "conv2d", "affine", "add"]
+
+
+def test_drelus_are_those_of_the_plan():
+    for prototypes in (None, 1, 3):
+        net = tiny_resnet(prototypes)
+        program, _ = lower(net, (1, 8, 8))
+        count = count_drelus(net, (1, 8, 8))
+        assert program.total_drelus == count.total == Plan.of(net, (1, 8, 8)).drelus
+        assert [program.drelus(s) for s in program.steps if s.op in ("relu", "shared")] == list(count.per_site.values())
+
+
+def test_followers_of_one_source_share_one_comparison():
+    program, _ = lower(cases()["follower"].model, (4, 3, 4))
+    acts = [step for step in program.steps if step.op == "shared"]
+    assert [step.fresh for step in acts] == [True, False, False]
+    assert len({step.gates for step in acts}) == 1
+    assert [program.drelus(step) for step in acts] == [2 * 12, 0, 0]
+
+
+def test_the_model_is_left_as_it_was():
+    net = tiny_resnet(2).train()
+    before = copy.deepcopy(net.state_dict())
+    lower(net, (1, 8, 8))
+    assert net.training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_program_survives_its_plain_form():
+    program, _ = lower(cases()["mask"].model, (4, 3, 4))
+    again = Program.from_plain(program.to_plain())
+    assert again.steps == program.steps
+    assert again.params == program.params
+    assert all(torch.equal(again.public[key], value) for key, value in program.public.items())
+
+
+def test_clients_view_with_secret_weights_holds_no_weight(tmp_path):
+    net = tiny_resnet(2)
+    program, tensors = lower(net, (1, 8, 8))
+    images = torch.randint(-(2**40), 2**40, (1, 1, 8, 8))
+    for weights, expected in (("secret", False), ("public", True)):
+        torch.save(Job(program, tensors, images, weights, 1).view(1), tmp_path / "client")
+        stored = (tmp_path / "client").read_bytes()
+        large = [tensor for tensor in tensors.values() if tensor.numel() >= 8]
+        assert [tensor.contiguous().numpy().tobytes() in stored for tensor in large] == [expected] * len(large)
+        assert images.numpy().tobytes() in stored
+    torch.save(Job(program, tensors, images, "secret", 1).view(0), tmp_path / "server")
+    assert images.numpy().tobytes() not in (tmp_path / "server").read_bytes()
+
+
+class Functional(nn.Module):
+    """One function of x between a convolution and nothing."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(1, 4, 3, padding=1), function
+
+    def forward(self, x):
+        return self.function(self.conv(x))
+
+
+def soft() -> nn.Module:
+    act = shared(4, 2, GENERATOR)
+    act.soft_channels = 1
+    return act
+
+
+def in_place(x):
+    y = F.relu(x, inplace=True)
+    return y + x
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2)), r"node '_?1' \(MaxPool2d at '1'\) is not supported"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU()), "GELU at '1'.* is not supported; supported are Conv2d"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), soft()), r"SharedReLU2d at '1'.*soft_channels must be 0 \(got 1\)"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3, padding_mode="reflect", padding=1)), "zero padding"),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(3)), "divide its input evenly"),
+        (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "ceil_mode"),
+        (Functional(torch.sigmoid), "node 'sigmoid'.*is not supported"),
+        (Functional(lambda x: x + 1), "node 'add'.*constant"),
+        (Functional(lambda x: x.flatten()), "start_dim=1"),
+        (Functional(lambda x: x.mean(1)), "mean over H and W"),
+        (Functional(in_place), "node 'relu'.*changes 'conv' in place, which 'add' reads afterwards"),
+        (Functional(lambda x: (x, x)), "must return"),
+        (Functional(lambda x: x if x.sum() > 0 else -x), "cannot be traced"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), r"does not run on an image \[1, 8, 8\]"),
+    ],
+)
+def test_unsupported_is_refused_before_any_process_starts(model, words, monkeypatch):
+    monkeypatch.setattr("deepshare.secure.session.require_crypten", lambda: None)
+    monkeypatch.setattr("deepshare.secure.session.run_jobs", lambda *_, **__: pytest.fail("processes were started"))
+    with pytest.raises(SecureError, match=words):
+        run_model(model.eval(), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
+
+
+def test_a_weight_out_of_range_is_named():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3))
+    net[0].weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(SecureError, match=r"0\.weight must be finite"):
+        lower(net, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"weights": "hidden"}, "weights must be 'public' or 'secret'"),
+        ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "images must be a float tensor"),
+        ({"images": torch.zeros(1, 8, 8)}, "images must be a float tensor"),
+        ({"images": torch.zeros(2, 1, 8, 8).fill_(float("nan"))}, "images must be finite"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, "labels must be integers"),
+        ({"batch": 0}, r"batch must be in 1\.\.2"),
+        ({"batch": 3}, r"batch must be in 1\.\.2"),
+    ],
+)
+def test_bad_arguments_are_named(changed, words, monkeypatch):
+    monkeypatch.setattr("deepshare.secure.session.require_crypten", lambda: None)
+    monkeypatch.setattr("deepshare.secure.session.run_jobs", lambda *_, **__: pytest.fail("processes were started"))
+    arguments = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2, dtype=torch.long), **changed}
+    with pytest.raises(SecureError, match=words):
+        run_model(nn.Sequential(nn.Conv2d(1, 4, 3)), **arguments)
+
+
+def test_missing_crypten_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SecureError, match=r"crypten.*pip install --no-deps crypten==0\.4\.1"):
+        run_model(nn.Sequential(nn.Flatten()), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
