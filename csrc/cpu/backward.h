@@ -26,22 +26,87 @@ struct LaneSums {
   }
 };
 
-// gate(i) and factor(i) of element i; out[i] = g * factor, with `Add` out[i] += g * factor.
-template <bool Add, class A, class Gate, class Factor>
-void gradient_row(const A* g, const A* x, int64_t count, const Gate& gate, const Factor& factor, A* __restrict__ out, LaneSums<A>& sums) {
-  const auto element = [&](int64_t i, A& gated, A& total) {
-    const A product = g[i] * x[i], through = g[i] * factor(i);
-    out[i] = Add ? out[i] + through : through;
+// The widest vector of this build; kLanes elements are a whole number of them.
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+// GCC's and clang's vector type: written out, because their auto-vectorisers leave a loop with two running sums scalar.
+template <class A>
+struct Vector {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+  static constexpr int64_t width = kVectorBytes / static_cast<int64_t>(sizeof(A));
+};
+
+// Hard gates, from source values; V is A or a vector of A.
+template <class A>
+struct BySign {
+  A on, off;
+  template <class V>
+  void operator()(V s, V& gate, V& factor) const {
+    const auto open = s >= V{};
+    gate = open ? V{} + A(1) : V{};
+    factor = open ? V{} + on : V{} + off;
+  }
+};
+
+// Gates that were computed before, soft or hard.
+template <class A>
+struct ByGate {
+  A alpha, beta;
+  template <class V>
+  void operator()(V s, V& gate, V& factor) const {
+    gate = s;
+    factor = alpha * s + beta;
+  }
+};
+
+// out[i] = g * factor, or with kAdd out[i] += g * factor, and the row's part of the sums. `s` is what `gates` reads.
+template <bool kAdd, class A, class Gates>
+void gradient_row(const A* g, const A* x, const A* s, int64_t count, const Gates& gates, A* out, LaneSums<A>& sums) {
+  const auto step = [&](auto width_of, int64_t i, int64_t lane) {
+    using V = decltype(width_of);
+    V at_g, at_x, at_s, at_out, gated, total, gate, factor;
+    std::memcpy(&at_g, g + i, sizeof(V));
+    std::memcpy(&at_x, x + i, sizeof(V));
+    std::memcpy(&at_s, s + i, sizeof(V));
+    std::memcpy(&gated, sums.gated + lane, sizeof(V));
+    std::memcpy(&total, sums.total + lane, sizeof(V));
+    gates(at_s, gate, factor);
+    const V product = at_g * at_x;
     total += product;
-    gated += product * gate(i);
+    gated += product * gate;
+    if (kAdd) std::memcpy(&at_out, out + i, sizeof(V));
+    at_out = kAdd ? at_out + at_g * factor : at_g * factor;
+    std::memcpy(out + i, &at_out, sizeof(V));
+    std::memcpy(sums.gated + lane, &gated, sizeof(V));
+    std::memcpy(sums.total + lane, &total, sizeof(V));
   };
-  LaneSums<A> local = sums;
+  using Vec = typename Vector<A>::type;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) element(i + l, local.gated[l], local.total[l]);
+#pragma GCC unroll 8
+    for (int64_t lane = 0; lane < kLanes; lane += Vector<A>::width) step(Vec{}, i + lane, lane);
   }
-  for (int64_t l = 0; i + l < count; ++l) element(i + l, local.gated[l], local.total[l]);
-  sums = local;
+  for (int64_t lane = 0; i < count; ++i, ++lane) step(A{}, i, lane);
+}
+
+// gradient_row for the channels of one pixel, whose source values were gathered to `s`; the sums are per channel.
+template <class A>
+void gradient_pixel(const A* g, const A* x, const A* s, const Channels<A>& channels, A* __restrict__ out, A* __restrict__ gated,
+                    A* __restrict__ total) {
+  const A *on = channels.on.get(), *off = channels.off.get();
+  const int64_t count = channels.count;
+  for (int64_t c = 0; c < count; ++c) {
+    const A product = g[c] * x[c];
+    const A gate = s[c] >= A(0) ? A(1) : A(0);
+    out[c] = g[c] * (s[c] >= A(0) ? on[c] : off[c]);
+    total[c] += product;
+    gated[c] += product * gate;
+  }
 }
 
 template <class T>
@@ -88,7 +153,7 @@ struct Backward {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t block = item / channels.count, c = item % channels.count, p = channels.prototype[c];
         const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
-        const A on = channels.on[c], off = channels.off[c];
+        const BySign<A> gates{channels.on[c], channels.off[c]};
         LaneSums<A> sums;
         for (int64_t span = block * spans.per_block; span < last; ++span) {
           const int64_t outer = spans.outer_of(span), first = spans.first_of(span), count = spans.length_at(first);
@@ -98,9 +163,7 @@ struct Backward {
           const A* values = load(x + at, count, wide_x.get());
           const A* s = gate_row == x + at ? values : load(gate_row, count, wide_s.get());
           A* out = target(dx + at, wide_out.get());
-          gradient_row<false>(
-              g, values, count, [s](int64_t i) { return s[i] >= A(0) ? A(1) : A(0); },
-              [s, on, off](int64_t i) { return s[i] >= A(0) ? on : off; }, out, sums);
+          gradient_row<false>(g, values, s, count, gates, out, sums);
           store(out, count, dx + at);
         }
         partials.gated(block)[c] = LaneSums<A>::fold(sums.gated);
@@ -177,19 +240,18 @@ struct Backward {
       const int64_t at = (outer * channels.count + c) * spans.inner + first;
       const A* g = load(call.grad + at, count, wide_g.get());
       const A* x = load(call.x + at, count, wide_x.get());
-      const A *gate = gates.gate(), alpha = channels.alpha[c], beta = channels.beta[c];
-      const auto open = [gate](int64_t i) { return gate[i]; };
-      const auto factor = [gate, alpha, beta](int64_t i) { return alpha * gate[i] + beta; };
+      const ByGate<A> by_gate{channels.alpha[c], channels.beta[c]};
       if (call.own && c < channels.prototypes) {
-        gradient_row<true>(g, x, count, open, factor, source_row(c), sums[c]);
+        gradient_row<true>(g, x, gates.gate(), count, by_gate, source_row(c), sums[c]);
       } else {
         A* out = target(call.dx + at, wide_out.get());
-        gradient_row<false>(g, x, count, open, factor, out, sums[c]);
+        gradient_row<false>(g, x, gates.gate(), count, by_gate, out, sums[c]);
         store(out, count, call.dx + at);
       }
       if (c >= channels.soft) return;
       A* __restrict__ into = source_row(p);
       const A* slope = gates.slope();
+      const A alpha = channels.alpha[c];
       for (int64_t i = 0; i < count; ++i) into[i] += g[i] * x[i] * (alpha * slope[i]);
     }
 
@@ -220,11 +282,9 @@ struct Backward {
     const int64_t width = channels.count, per_block = pixels_per_block(), blocks = divide_up(geometry.outer, per_block);
     const Partials<A> partials(blocks, width);
     for_ranges(parallel_for, blocks, per_block * width, [&](int64_t begin, int64_t end) {
-      Buffer<A> wide_g(width), wide_x(width), wide_s(channels.prototypes), wide_out(width);
-      const int32_t* prototype = channels.prototype.get();
-      const A *on = channels.on.get(), *off = channels.off.get();
+      Buffer<A> wide_g(width), wide_x(width), wide_s(channels.prototypes), wide_out(width), gathered(width);
       for (int64_t block = begin; block < end; ++block) {
-        A *__restrict__ gated = partials.gated(block), *__restrict__ total = partials.total(block);
+        A *gated = partials.gated(block), *total = partials.total(block);
         for (int64_t c = 0; c < width; ++c) gated[c] = total[c] = 0;
         const int64_t last = smaller(geometry.outer, (block + 1) * per_block);
         for (int64_t pixel = block * per_block; pixel < last; ++pixel) {
@@ -232,14 +292,9 @@ struct Backward {
           const A* g = load(grad + pixel * width, width, wide_g.get());
           const A* values = load(x + pixel * width, width, wide_x.get());
           const A* s = own ? values : load(gate_row, channels.prototypes, wide_s.get());
-          A* __restrict__ out = target(dx + pixel * width, wide_out.get());
-          for (int64_t c = 0; c < width; ++c) {
-            const A product = g[c] * values[c];
-            const bool open = s[prototype[c]] >= A(0);
-            out[c] = g[c] * (open ? on[c] : off[c]);
-            total[c] += product;
-            gated[c] += product * (open ? A(1) : A(0));
-          }
+          for (int64_t c = 0; c < width; ++c) gathered[c] = s[channels.prototype[c]];
+          A* out = target(dx + pixel * width, wide_out.get());
+          gradient_pixel(g, values, gathered.get(), channels, out, gated, total);
           store(out, width, dx + pixel * width);
         }
       }

@@ -16,6 +16,11 @@ void scale_by_gate(const A* x, const A* gate, A alpha, A beta, int64_t count, A*
   for (int64_t i = 0; i < count; ++i) y[i] = x[i] * (alpha * gate[i] + beta);
 }
 
+template <class A>
+void scale_by_signs(const A* x, const A* s, const int32_t* prototype, const A* on, const A* off, int64_t count, A* __restrict__ y) {
+  for (int64_t c = 0; c < count; ++c) y[c] = x[c] * (s[prototype[c]] >= A(0) ? on[c] : off[c]);
+}
+
 template <class T>
 struct Forward {
   using A = Accum<T>;
@@ -96,15 +101,13 @@ struct Forward {
     const int64_t width = channels.count;
     for_ranges(parallel_for, geometry.outer, width, [&](int64_t begin, int64_t end) {
       Buffer<A> wide_x(width), wide_s(channels.prototypes), wide_y(width);
-      const int32_t* prototype = channels.prototype.get();
-      const A *on = channels.on.get(), *off = channels.off.get();
       for (int64_t pixel = begin; pixel < end; ++pixel) {
         const T* row = x + pixel * width;
         const T* gate_row = source + pixel * channels.source_count;
         const A* values = load(row, width, wide_x.get());
         const A* signs = gate_row == row ? values : load(gate_row, channels.prototypes, wide_s.get());
-        A* __restrict__ out = target(y + pixel * width, wide_y.get());
-        for (int64_t c = 0; c < width; ++c) out[c] = values[c] * (signs[prototype[c]] >= A(0) ? on[c] : off[c]);
+        A* out = target(y + pixel * width, wide_y.get());
+        scale_by_signs(values, signs, channels.prototype.get(), channels.on.get(), channels.off.get(), width, out);
         store(out, width, y + pixel * width);
       }
     });
