@@ -42,8 +42,9 @@ def make_plan(recipe: Recipe, spec: dict[str, Any]) -> Plan:
 
 def _share(found: Plan, wanted: PlanRecipe) -> Plan:
     assert wanted.budget is not None  # PlanRecipe requires it for every method that shares
-    weights = "uniform" if wanted.weights is None else wanted.weights
-    return budget.allocate(found, weights, wanted.budget, group=wanted.group).plan
+    return budget.allocate(
+        found, "uniform" if wanted.weights is None else wanted.weights, wanted.budget, group=wanted.group
+    ).plan
 
 
 def teacher_plan(plan: Plan) -> Plan:

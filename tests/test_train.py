@@ -1,0 +1,329 @@
+"""Losses, the switch, and whole small runs on the digits."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepshare import data, models
+from deepshare.checkpoint import CheckpointError, load_checkpoint
+from deepshare.nn import SharedReLU2d
+from deepshare.plan import Plan, apply_plan
+from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, train
+from deepshare.train.loop import evaluate, make_optimizer
+from deepshare.train.task import Distillation, HardLabels
+
+SMALL = ["model.width=4", "data.limit=128", "phase.*.epochs=2", "phase.*.batch_size=32"]
+
+
+def small(name: str = "demo-240", *more: str) -> Recipe:
+    return load_recipe(name, [*SMALL, *more])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Layers this small only wait for each other in several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of all four phases, and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    return train(small("demo-240", "phase.switch.epochs=4", "phase.switch.hold=1"), folder), folder
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits)
+    return shares / shares.sum(1, keepdims=True)
+
+
+def test_distillation_is_the_formula():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+    labels = np.array([0, 2, 1, 1, 0])
+    hard = -np.log(softmax(ours)[np.arange(5), labels]).mean()
+    student, teacher = softmax(ours / 4), softmax(theirs / 4)
+    soft = (teacher * (np.log(teacher) - np.log(student))).sum(1).mean()
+    task = Distillation(Fixed(theirs), temperature=4, weight=0.3)
+    loss = task(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels))
+    assert loss.item() == pytest.approx(0.7 * hard + 0.3 * 16 * soft, rel=1e-12)
+    assert HardLabels()(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels)).item() == pytest.approx(hard)
+
+
+class Fixed(nn.Module):
+    """A network whose logits are given."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.from_numpy(logits))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def test_the_teacher_neither_learns_nor_normalises_by_the_batch():
+    teacher = models.create("resnet18", num_classes=10, width=4, in_channels=1).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = models.create("resnet18", num_classes=10, width=4, in_channels=1)
+    Distillation(teacher, 4, 0.5)(student, torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)).backward()
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(value.grad is None for value in teacher.parameters())
+    assert all(value.grad is not None for value in student.parameters())
+
+
+@pytest.mark.parametrize("decay_affine", [False, True])
+def test_weight_decay_reaches_alpha_and_beta_only_when_asked(decay_affine):
+    phase = small("demo-240", f"phase.gelu.decay_affine={str(decay_affine).lower()}").phase[1]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), SharedReLU2d(8, 2))
+    optimizer = make_optimizer(model, phase)
+    decay = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
+    assert len(decay) == 4
+    assert decay[id(model[0].weight)] == phase.weight_decay > 0
+    assert decay[id(model[1].alpha)] == decay[id(model[1].beta)] == (phase.weight_decay if decay_affine else 0)
+
+
+def shared_model(width: int = 4) -> tuple[nn.Module, Plan]:
+    recipe = small("demo-240", f"model.width={width}")
+    spec = networks.model_spec(recipe, data.load("digits"))
+    plan = networks.make_plan(recipe, spec)
+    return networks.fresh(recipe, spec, plan, "gelu"), plan
+
+
+def test_switch_turns_the_last_channels_first_everywhere_at_once_and_prototypes_last():
+    model, plan = shared_model()
+    networks.soften(model)
+    gates = list(networks.shared_gates(model))
+    assert len(gates) == len(plan) == 16
+    before = {gate: gate.channels for gate in gates}
+    for epoch in range(10):
+        networks.switch(model, epoch, 10)
+        for gate in gates:
+            soft = gate.soft_channels
+            assert soft <= before[gate]
+            assert abs(soft / gate.channels - (9 - epoch) / 10) < 1 / gate.channels
+            before[gate] = soft
+            if soft >= gate.prototypes:  # a replicate is soft still, so every prototype is
+                continue
+            assert all(channel >= soft for channel in range(gate.prototypes, gate.channels))
+    assert networks.soft_channels(model) == 0
+
+
+def test_a_channel_is_hard_from_its_turn_on_whatever_its_prototype_is():
+    gate = SharedReLU2d(6, 2)
+    x = torch.randn(3, 6, 2, 2)
+    hard = gate(x)
+    gate.soft_channels = 6
+    soft = gate(x)
+    for left in range(6):
+        gate.soft_channels = left
+        assert torch.equal(gate(x)[:, left:], hard[:, left:])
+        assert torch.equal(gate(x)[:, :left], soft[:, :left])
+
+
+def test_hard_drelus_are_the_gates_that_are_hard():
+    model, plan = shared_model()
+    for soft_share in (1, 0.75, 0.5, 0.2, 0):
+        used: dict[str, set[int]] = {}
+        for site in plan:
+            gate = model.get_submodule(site.name)
+            gate.soft_channels = int(soft_share * gate.channels)
+            prototypes = gate.channel_map.pi[gate.soft_channels :].tolist()
+            used.setdefault(site.leader or site.name, set()).update(prototypes)
+        expected = sum(len(gates) * plan[name].positions for name, gates in used.items())
+        assert networks.hard_drelus(model, plan) == expected
+    assert expected == plan.drelus
+
+
+def test_hard_drelus_of_other_networks():
+    model = models.create("resnet18", num_classes=10, width=4, in_channels=1)
+    plan = Plan.of(model, (1, 8, 8))
+    assert networks.hard_drelus(model, plan) == 1920
+    assert networks.hard_drelus(apply_plan(model, networks.teacher_plan(plan)), networks.teacher_plan(plan)) == 0
+
+
+def test_evaluate_is_the_share_of_right_answers():
+    digits = data.load("digits")
+    logits = torch.eye(10)[digits.test.labels]
+    logits[:90] = torch.eye(10)[(digits.test.labels[:90] + 1) % 10]
+    answers = iter(logits.split(100))
+
+    class Oracle(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return next(answers)
+
+    assert evaluate(Oracle(), digits.batches("test", 100)) == 0.75
+
+
+def test_a_run_leaves_all_it_promises(finished):
+    result, folder = finished
+    names = {"recipe.toml", "plan.json", "metrics.csv", "log.txt", "result.json", "final.safetensors", "checkpoints"}
+    phases = ("teacher", "gelu", "switch", "finetune")
+    assert {path.name for path in folder.iterdir()} == names | {f"{phase}.safetensors" for phase in phases}
+    assert [path.name for path in (folder / "checkpoints").glob("finetune-0*")] == ["finetune-0002"]
+    assert Plan.load(folder / "plan.json") == result.plan
+    assert 85 <= result.plan.drelus <= 240
+    assert json.loads((folder / "result.json").read_text())["test_accuracy"] == result.test_accuracy
+    log = (folder / "log.txt").read_text()
+    assert log.count("\n") == 2 + 10
+    assert all(word in log for word in ("loss", "val", "lr", "DReLUs", "soft channels", "images/s", "ETA"))
+
+
+def test_metrics_have_one_row_an_epoch_and_the_switch_goes_down_to_none(finished):
+    result, folder = finished
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [(row["phase"], int(row["epoch"])) for row in rows] == [
+        *(("teacher", epoch) for epoch in (1, 2)),
+        *(("gelu", epoch) for epoch in (1, 2)),
+        *(("switch", epoch) for epoch in (1, 2, 3, 4)),
+        *(("finetune", epoch) for epoch in (1, 2)),
+    ]
+    channels = 4 * (4 + 8 + 16 + 32)
+    soft = [int(row["soft_channels"]) for row in rows]
+    assert soft[:4] == [0, 0, channels, channels]
+    assert channels > soft[4] > soft[5] > soft[6] == soft[7] == soft[8] == 0  # the fourth epoch only holds
+    drelus = [int(row["drelus"]) for row in rows]
+    assert drelus[:4] == [0] * 4
+    assert drelus[6:] == [result.plan.drelus] * 4
+    assert [float(row["lr"]) for row in rows[4:8]] == [0.005] * 4
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_the_final_checkpoint_is_the_hard_network_with_the_reported_accuracy(finished):
+    result, folder = finished
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.plan == result.plan
+    assert networks.soft_channels(checkpoint.model) == 0
+    digits = data.load("digits", limit=128)
+    assert evaluate(checkpoint.model, digits.batches("test", 64)) == result.test_accuracy
+    assert checkpoint.recipe == load_recipe(folder / "recipe.toml").to_dict()
+    soft = load_checkpoint(result.phase_checkpoint("gelu")).model
+    assert networks.soft_channels(soft) == 240
+    teacher = load_checkpoint(result.phase_checkpoint("teacher"))
+    assert {site.kind for site in teacher.plan} == {"gelu"}
+
+
+def test_the_best_epoch_on_validation_goes_on(finished):
+    result, _ = finished
+    for phase in ("teacher", "gelu", "finetune"):
+        kept = load_checkpoint(result.phase_checkpoint(phase)).metrics
+        best = max(row["val_accuracy"] for row in result.rows if row["phase"] == phase)
+        assert kept["val_accuracy"] == best
+    assert load_checkpoint(result.phase_checkpoint("switch")).metrics["epoch"] == 4
+
+
+def test_a_phase_moves_every_weight_and_alpha_and_beta_with_them(finished):
+    result, _ = finished
+    before = load_checkpoint(result.phase_checkpoint("gelu")).model.state_dict()
+    after = load_checkpoint(result.checkpoint).model.state_dict()
+    still = [name for name, value in after.items() if torch.equal(value, before[name])]
+    fixed = ("pi", "gamma")
+    assert [name for name in still if not name.endswith(fixed)] == []
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).model.state_dict()
+
+
+def test_equal_recipes_end_in_equal_weights_and_other_seeds_do_not(tmp_path):
+    short = small("demo-relu", "phase.*.epochs=1")
+    first, second = train(short, tmp_path / "a"), train(short, tmp_path / "b")
+    assert all(map(torch.equal, weights(first.checkpoint).values(), weights(second.checkpoint).values()))
+    other = train(small("demo-relu", "phase.*.epochs=1", "seed=1"), tmp_path / "c")
+    ours, theirs = weights(first.checkpoint), weights(other.checkpoint)
+    assert not torch.equal(ours["conv1.weight"], theirs["conv1.weight"])
+
+
+def test_a_given_teacher_takes_the_place_of_its_phase(finished, tmp_path):
+    result, _ = finished
+    teacher = result.phase_checkpoint("teacher")
+    student = train(small("demo-relu"), tmp_path / "run", teacher=teacher)
+    assert [row["phase"] for row in student.rows] == ["baseline", "baseline"]
+    assert student.phase_checkpoint("teacher").read_bytes() == teacher.read_bytes()
+    assert student.plan.drelus == 1920
+
+
+def test_affine_off_leaves_alpha_and_beta_alone(finished, tmp_path):
+    teacher = finished[0].phase_checkpoint("teacher")
+    changes = ("plan.affine=false", "plan.gamma=4", "phase.*.epochs=1")
+    final = load_checkpoint(train(small("demo-240", *changes), tmp_path / "run", teacher=teacher).checkpoint).model
+    for gate in networks.shared_gates(final):
+        assert torch.equal(gate.alpha, torch.ones_like(gate.alpha))
+        assert torch.equal(gate.beta, torch.zeros_like(gate.beta))
+        assert float(gate.gamma) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_there(finished, tmp_path):
+    teacher = finished[0].phase_checkpoint("teacher")
+    changes = ("phase.gelu.lr=1e30", "phase.gelu.lr_end=1e30")
+    with pytest.raises(TrainingError, match=r"gelu, epoch 1: the loss is (nan|inf); lower phase.gelu.lr"):
+        train(small("demo-240", *changes), tmp_path / "run", teacher=teacher)
+    assert not (tmp_path / "run" / "gelu.safetensors").exists()
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_run_is_not_begun_over_another(finished, tmp_path):
+    _, folder = finished
+    recipe = load_recipe(folder / "recipe.toml")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(TrainingError, match="there is a run already; resume"):
+        train(recipe, folder)
+    with pytest.raises(TrainingError, match=r"another recipe; first difference: phase.gelu.lr \(0.05 against 0.5\)"):
+        train(load_recipe(folder / "recipe.toml", ["phase.gelu.lr=0.5"]), folder, resume=True)
+    with pytest.raises(TrainingError, match="another teacher"):
+        train(recipe, folder, resume=True, teacher=folder / "gelu.safetensors")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("do not touch")
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="is no run"):
+            train(recipe, foreign, resume=resume)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+
+
+def test_a_finished_run_is_returned_as_it_is(finished):
+    result, folder = finished
+    before = result.checkpoint.stat().st_mtime_ns
+    again = train(load_recipe(folder / "recipe.toml"), folder, resume=True)
+    assert (again.test_accuracy, again.rows) == (result.test_accuracy, result.rows)
+    assert result.checkpoint.stat().st_mtime_ns == before
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(RecipeError, match="budget"):
+        train(small("demo-240", "plan.budget=84"), run)
+    with pytest.raises(RecipeError, match="resnet19"):
+        train(small("demo-240", "model.name=resnet19"), run)
+    with pytest.raises(data.DataError, match="cifar-100-python"):
+        train(load_recipe("r18-c100-6k"), run)
+    with pytest.raises(CheckpointError):
+        train(small(), run, teacher=tmp_path / "nowhere.safetensors")
+    with pytest.raises(CheckpointError, match="num_classes"):
+        train(small(), run, teacher=_teacher_for(7, tmp_path))
+    alone = tmp_path / "alone.toml"
+    head, _, rest = small("demo-relu", "phase.baseline.distill=none").to_toml().partition("[[phase]]")
+    alone.write_text(head + "[[phase]]" + rest.partition("[[phase]]")[2])
+    with pytest.raises(TrainingError, match="distils from no teacher"):
+        train(alone, run, teacher=finished[0].phase_checkpoint("teacher"))
+    with pytest.raises(TrainingError, match="give a checkpoint"):
+        train(load_recipe(alone, ["phase.baseline.distill=teacher"]), run)
+    assert not run.exists()
+
+
+def _teacher_for(num_classes: int, folder: Path) -> Path:
+    from deepshare.checkpoint import save_checkpoint
+
+    spec = {"name": "resnet18", "num_classes": num_classes, "width": 4, "stem_relu": False, "in_channels": 1}
+    model = models.create(**spec)
+    plan = Plan.of(model, (1, 8, 8))
+    return save_checkpoint(folder / "other.safetensors", model, {**spec, "input_size": [1, 8, 8]}, plan)
