@@ -60,7 +60,8 @@ def test_layer_sharing_resnet18():
     plan = grouped(Plan.of(model, (3, 32, 32)), 4)
     program, _ = lower(apply_plan(model, plan), (3, 32, 32))
     public, secret, two = (
-        costs.total(costs.predict(program, batch, secret=hidden)) for batch, hidden in ((1, False), (1, True), (2, True))
+        costs.total(costs.predict(program, batch, secret=hidden))
+        for batch, hidden in ((1, False), (1, True), (2, True))
     )
     assert (public.rounds, secret.rounds) == (49 + 1, 87 + 1)
     assert public.client_sends == 16 * 557_056 + 216 * plan.drelus

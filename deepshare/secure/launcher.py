@@ -27,6 +27,7 @@ from deepshare.secure.party import PEER_LOST
 ROLES = ("server", "client")
 STALL_SECONDS = 25.0
 POLL_SECONDS = 0.05
+WORK_SECONDS = 0.25  # CPU time that counts as progress within one long step; a waiting party's beats use a tenth of it
 GRACE_SECONDS = 0.4  # when one party dies the other follows: wait for both before saying whose fault it was
 
 
@@ -41,6 +42,7 @@ class Party:
     heard: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     done: int = -1
+    cpu: float = 0.0
     place: str = "starting"
     _rest: bytes = b""
 
@@ -56,8 +58,8 @@ class Party:
         for line in lines:
             beat = json.loads(line)
             self.heard = now
-            if beat["done"] != self.done:
-                self.done, self.place, self.moved = beat["done"], beat["place"], now
+            if beat["done"] != self.done or beat["cpu"] > self.cpu + WORK_SECONDS:
+                self.done, self.place, self.cpu, self.moved = beat["done"], beat["place"], beat["cpu"], now
         return bool(data)
 
     def last_words(self) -> str:
@@ -137,6 +139,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _watch(parties: list[Party], stall_seconds: float) -> None:
     """Returns when both ended well; raises SecureError as soon as one cannot any more."""
+    looked = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for party in parties:
             selector.register(party.signals, selectors.EVENT_READ, party)
@@ -148,13 +151,24 @@ def _watch(parties: list[Party], stall_seconds: float) -> None:
                 time.sleep(POLL_SECONDS)
             if any(party.process.poll() not in (None, 0) for party in parties):
                 break
+            looked = _forgive_own_pause(parties, looked)
             _check_alive(parties, stall_seconds)
     if any(party.process.poll() != 0 for party in parties):
         raise _obituary(parties)
 
 
+def _forgive_own_pause(parties: list[Party], looked: float) -> float:
+    """A parent that was suspended itself (Ctrl-Z) must not blame the parties for the time; returns now."""
+    now = time.monotonic()
+    if now - looked > 1.0:
+        for party in parties:
+            party.heard += now - looked
+            party.moved += now - looked
+    return now
+
+
 def _check_alive(parties: list[Party], stall_seconds: float) -> None:
-    """A stopped process sends no beats; two that wait for each other send beats but make no progress."""
+    """A stopped process sends no beats; two that wait for each other send beats but begin no step and use no CPU."""
     now = time.monotonic()
     running = [party for party in parties if party.process.poll() is None]
     for party in running:

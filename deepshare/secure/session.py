@@ -41,13 +41,16 @@ def run(
         stall_seconds: a party silent, or both without progress, for that long ends the run.
 
     Raises:
-        SecureError: bad arguments, an unsupported or soft layer (before any process starts); a party that dies or
-        stalls.
+        SecureError: before any process starts, bad arguments, images of another size than the checkpoint's, an
+            unsupported or soft layer; later, a party that dies or stalls.
         CheckpointError: the checkpoint is damaged.
     """
     from deepshare.checkpoint import load_checkpoint  # here: the parties import this package and need no model code
 
     loaded = load_checkpoint(checkpoint)
+    if list(images.shape[1:]) != loaded.spec["input_size"]:
+        wanted = loaded.spec["input_size"]
+        raise SecureError(f"secure: images must be [N, *{wanted}], as {checkpoint} (got {list(images.shape)})")
     return run_model(
         loaded.model, images, labels, name=str(checkpoint), weights=weights, batch=batch, stall_seconds=stall_seconds
     )

@@ -1,0 +1,143 @@
+"""The whole way with two processes: a checkpoint's report, and parties that die, stop or lose their parent."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from secure_cases import cases, tiny_resnet
+
+from deepshare.checkpoint import save_checkpoint
+from deepshare.plan import Plan
+from deepshare.secure import SecureError, launcher, run
+from deepshare.secure.fixed_point import encode
+from deepshare.secure.jobs import Job
+from deepshare.secure.launcher import Party, run_jobs
+from deepshare.secure.lower import lower
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("crypten") is None, reason="needs CrypTen (deepshare doctor says how to install it)"
+)
+ENDLESS = 100_000  # images: hours of work
+STALL = 12.0  # half of it is the bound on silence
+
+
+def endless_job() -> Job:
+    program, tensors = lower(cases()["shared"].model, (4, 3, 4))
+    return Job(program, tensors, encode(torch.zeros(ENDLESS, 4, 3, 4)), "public", 1)
+
+
+def test_checkpoint_to_report(tmp_path):
+    model, spec = (
+        tiny_resnet(2),
+        {"name": "resnet18", "num_classes": 10, "width": 4, "stem_relu": True, "in_channels": 1},
+    )
+    plan = Plan.of(model, (1, 8, 8))
+    path = save_checkpoint(tmp_path / "net.safetensors", model, {**spec, "input_size": [1, 8, 8]}, plan)
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 10
+    report = run(path, images, labels, weights="secret", batch=2)
+
+    assert (report.weights, report.provider, report.batch, report.images) == ("secret", "TFP", 2, 5)
+    assert report.drelus == plan.drelus == sum(site.drelus for site in report.sites)
+    assert report.rounds == report.predicted_rounds == sum(site.rounds for site in report.sites)
+    assert report.server_bytes + report.client_bytes == report.predicted_bytes
+    assert report.server_bytes - report.client_bytes == 8 * 2 * 10  # the logits' opening goes one way
+    assert report.accuracy_plain == pytest.approx(0.8)
+    assert report.agreement >= 0.6  # untrained: a prototype near 0 may flip an argmax
+    assert abs(report.accuracy_secure - report.agreement) <= 0.2 + 1e-9
+    assert report.seconds_online > 0 < report.seconds_dealing
+    assert {"layer1.0.relu1", "logits to the client"} <= {site.name for site in report.sites}
+    assert "party 0 makes the triples and knows them all" in str(report)
+    report.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["rounds"] == report.rounds
+    with pytest.raises(SecureError, match=r"images must be \[N, \*\[1, 8, 8\]\]"):
+        run(path, torch.zeros(1, 1, 4, 4), labels[:1])
+
+
+@pytest.mark.parametrize(
+    ("rank", "sent", "bound", "words"),
+    [
+        (0, signal.SIGKILL, 2.0, r"party 0 \(server\) was killed by SIGKILL at '.+'; (last line of )?its stderr"),
+        (1, signal.SIGKILL, 2.0, r"party 1 \(client\) was killed by SIGKILL"),
+        (1, signal.SIGSTOP, STALL / 2 + 3, r"party 1 \(client\) gave no sign of life for \d\.\d s \(stopped\?\)"),
+    ],
+)
+def test_a_party_that_dies_or_stops_ends_the_run(rank, sent, bound, words, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    parties: list[Party] = []
+    struck: list[float] = []
+    check = launcher._check_alive
+
+    def strike_when_running(running: list[Party], stall_seconds: float) -> None:
+        if not struck and all(party.done > 100 for party in running):
+            parties.extend(running)
+            struck.append(time.monotonic())
+            os.kill(running[rank].process.pid, sent)
+        check(running, stall_seconds)
+
+    monkeypatch.setattr(launcher, "_check_alive", strike_when_running)
+    with pytest.raises(SecureError, match=words):
+        run_jobs([endless_job()], stall_seconds=STALL)
+    assert time.monotonic() - struck[0] < bound
+    assert all(party.process.poll() is not None for party in parties)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_one_party_is_told_with_its_last_line():
+    job = endless_job()
+    wrong = Job(job.program, {key: value[:1] for key, value in job.tensors.items() if "alpha" in key}, *_rest(job))
+    with pytest.raises(
+        SecureError, match=r"party [01] .* ended with exit code 1 .* of its stderr: .*KeyError: '0\.beta'"
+    ):
+        run_jobs([wrong])
+
+
+def _rest(job: Job):
+    return job.images[:1], job.weights, job.batch
+
+
+def test_parties_die_with_their_parent(tmp_path):
+    """The parent is killed with SIGKILL, so it can clean up nothing: the parties must notice by themselves."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from deepshare.secure import launcher\n"
+        "from test_secure_run import endless_job\n"
+        "start = launcher._start\n"
+        "def told(*arguments):\n"
+        "    party = start(*arguments)\n"
+        "    print(party.process.pid, flush=True)\n"
+        "    return party\n"
+        "launcher._start = told\n"
+        "launcher.run_jobs([endless_job()])\n"
+    )
+    root = str(Path(launcher.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment, text=True)
+    assert parent.stdout is not None
+    pids = [int(parent.stdout.readline()), int(parent.stdout.readline())]
+    assert all(_alive(pid) for pid in pids)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in pids)
+
+
+def _alive(pid: int) -> bool:
+    """Running, not a zombie that waits for whoever adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
