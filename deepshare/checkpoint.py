@@ -20,7 +20,7 @@ _SPEC = {"name": str, "num_classes": int, "width": int, "stem_relu": bool, "in_c
 
 
 class CheckpointError(Exception):
-    """A file that is no checkpoint or a damaged one, or a network that cannot become one; the message names the file."""
+    """A file that is no checkpoint or damaged, or a network that cannot become one; the message names the file."""
 
 
 @dataclass(frozen=True)

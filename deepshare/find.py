@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.site import Kind, Mask, PlanError, Site
@@ -82,8 +83,7 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
             raise PlanError(f"find_calls: module {path!r} is a ScriptModule: its activations cannot be seen")
     probe = without_weights(model).eval()
     watch = _Watch(probe)
-    reference = next((p for p in probe.parameters() if p.is_floating_point()), torch.empty(0))
-    batch = torch.zeros(1, *size, dtype=reference.dtype, device=reference.device)
+    batch = _zero_batch(probe, size)
     try:
         with torch.no_grad(), watch:
             probe(batch)
@@ -94,6 +94,27 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
             f"find_calls: {type(model).__name__} does not run on a batch {list(batch.shape)}: {error}"
         ) from error
     return watch.calls
+
+
+def relies_on_in_place(model: nn.Module, input_size: Iterable[int]) -> bool:
+    """Whether some nn.ReLU(inplace=True) must work in place: the output on a random image is another if none does."""
+    size, outputs = tuple(input_size), []
+    for in_place in (True, False):
+        probe = without_weights(model).eval()
+        for module in probe.modules():
+            if isinstance(module, nn.ReLU) and not in_place:
+                module.inplace = False
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            outputs.append(tree_leaves(probe(torch.randn_like(_zero_batch(probe, size)))))
+    tensors = [[leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in outputs]
+    return not all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
+def _zero_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
+    """One image [1, *size] on the model's device, in its weights' dtype."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(1, *size, dtype=reference.dtype, device=reference.device)
 
 
 def without_weights(model: nn.Module) -> nn.Module:

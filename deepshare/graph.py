@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from deepshare.find import RELU_FUNCTIONS, Call, SiteNames, is_activation, linear_activation, without_weights
+from deepshare.find import (
+    RELU_FUNCTIONS,
+    Call,
+    SiteNames,
+    is_activation,
+    linear_activation,
+    relies_on_in_place,
+    without_weights,
+)
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.site import PlanError, Site
 
@@ -33,18 +41,19 @@ class Change:
         return self.site.kind in ("relu", "gelu", "linear")
 
 
-def rewrite(model: nn.Module, calls: Sequence[Call], wanted: Sequence[Site]) -> nn.Module:
+def rewrite(model: nn.Module, calls: Sequence[Call], wanted: Sequence[Site], input_size: Sequence[int]) -> nn.Module:
     """A copy of `model` with `wanted[i]` standing where `calls[i]` is made; what already stands keeps its weights.
 
-    Swapping modules is enough unless a functional ReLU changes, the calls of one module change differently, or gates go
-    from site to site. Then the result is an fx.GraphModule of the same parameters and names, in which every site has a
-    module of its own at the path that is its name, and the leaders' pre-activations are arguments of their followers.
+    Swapping modules is enough unless a functional ReLU changes, the calls of one module change differently, gates go
+    from site to site, or a ReLU works in place and its input is read again. Then the result is an fx.GraphModule of the
+    same parameters and names, in which every site has a module of its own at the path that is its name, and the
+    leaders' pre-activations are arguments of their followers.
 
     Raises:
         PlanError: a graph is needed and the model cannot be traced, or a leader's pre-activation is changed in place.
     """
     changes = _changes(calls, wanted)
-    reason = _needs_graph(changes)
+    reason = _needs_graph(changes) or _needs_in_place(model, changes, input_size)
     return _swapped(model, changes) if reason is None else _rewired(model, changes, reason)
 
 
@@ -78,6 +87,15 @@ def _needs_graph(changes: Sequence[Change]) -> str | None:
             return f"{here} is a function call, not a module"
         if times[module] > 1 and (len(outcomes[module]) > 1 or not change.stateless):
             return f"{here} is one of {times[module]} calls of the module {module!r}"
+    return None
+
+
+def _needs_in_place(model: nn.Module, changes: Sequence[Change], input_size: Sequence[int]) -> str | None:
+    """The same for a ReLU that overwrites what is read later: only a graph can pass its result on."""
+    modules = dict(model.named_modules())
+    for change in changes:
+        if change.changed and getattr(modules.get(str(change.call.module)), "inplace", False):
+            return f"site {change.site.name!r} works in place" if relies_on_in_place(model, input_size) else None
     return None
 
 
@@ -240,7 +258,7 @@ def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[
 
 def _keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> None:
     """Tensors that forward makes from nothing are constants of the trace: kept, but never in a state dict."""
-    constants = nn.Module()
+    constants = nn.Module().train(result.training)
     for node in graph.nodes:
         name = str(node.target)
         if node.op == "get_attr" and name.startswith("_tensor_constant") and not hasattr(result, name):

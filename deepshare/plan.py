@@ -163,9 +163,7 @@ def _check_leader(site: Site, earlier: dict[str, Site]) -> None:
     if leader is None:
         raise PlanError(f"site {site.name!r}: leader {site.leader!r} must be an earlier site")
     if leader.prototypes is None:
-        raise PlanError(
-            f"site {site.name!r}: leader {leader.name!r} must be shared with prototypes (it is {_gates(leader)})"
-        )
+        raise PlanError(f"site {site.name!r}: leader {leader.name!r} must have prototypes (got kind {leader.kind!r})")
     if leader.shape != site.shape:
         raise PlanError(f"site {site.name!r}: leader {leader.name!r} must have shape {site.shape} (got {leader.shape})")
 
@@ -197,7 +195,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """
     calls: list[Call] = find_calls(model, plan.input_size)
     plan.check_fits(Plan(tuple(call.site for call in calls), plan.input_size))
-    result = rewrite(model, calls, plan.sites)
+    result = rewrite(model, calls, plan.sites, plan.input_size)
     for wanted, made in zip(plan.sites, Plan.of(result, plan.input_size).sites, strict=True):
         if wanted != made:
             raise PlanError(

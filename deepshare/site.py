@@ -99,7 +99,7 @@ class Site:
                 raise PlanError(f"{here}: a shared site has either prototypes or a leader (got {self._fields()})")
         elif self.prototypes is not None or self.leader is not None:
             raise PlanError(
-                f"{here}: prototypes and leader are for kind 'shared' (got {self.kind!r}, {self._fields()})"
+                f"{here}: only a shared site has prototypes or a leader (got {self.kind!r}, {self._fields()})"
             )
         if (self.kind == "mask") != (self.mask is not None):
             raise PlanError(f"{here}: kind 'mask' has a mask, no other kind has one (got kind {self.kind!r})")

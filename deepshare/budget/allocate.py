@@ -46,7 +46,7 @@ def allocate(
     *,
     layer_sharing: bool = True,
 ) -> Allocation:
-    """Spread `budget` DReLUs over the plan's sites by weight, as prototypes of leaders whose gates their followers share.
+    """Spread `budget` DReLUs over the plan's sites by weight, as prototypes of leaders whose gates followers share.
 
     A layer group is a run of consecutive sites of equal shape (DeepShare appendix C), cut to length `group`; its
     first site leads. A prototype costs H*W, so P per leader comes from largest remainders in units of H*W

@@ -1,5 +1,6 @@
 """Whole units of unlike cost for groups, in proportion to weights: largest remainders within bounds, exactly."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,21 +16,24 @@ class Group:
 
 
 def apportion(groups: Sequence[Group], budget: int) -> list[int]:
-    """Units per group, each in 1..most, together costing at most `budget` and as near to it as the costs allow.
+    """Units per group, each in 1..most, together costing at most `budget` and as near to it as any choice does.
 
     Shares are proportional to weights within the bounds (what a full group cannot take goes to the others) and rounded
-    down; what is left goes unit by unit to the largest remainder that still fits, ties to the earlier group. If full
-    groups leave more than a smallest unit unspent, one dearer unit is taken and paid for with cheaper ones.
+    down; what is left goes unit by unit to the largest remainder that still fits, ties to the earlier group. Where full
+    groups keep this from the nearest total, the fewest dear units are moved that reach it.
 
     `budget` must be at least the sum of the costs.
     """
+    unit = math.gcd(*(group.cost for group in groups))
+    groups = [Group(g.weight, g.cost // unit, g.most) for g in groups]
+    budget = min(budget // unit, sum(group.cost * group.most for group in groups))
     shares = _bounded_shares(groups, budget)
     units = [int(share / group.cost) for share, group in zip(shares, groups, strict=True)]
-    left = budget - _cost(groups, units)
+    left = budget - sum(group.cost * count for group, count in zip(groups, units, strict=True))
     while True:
         fitting = [i for i, group in enumerate(groups) if group.cost <= left and units[i] < group.most]
         if not fitting:
-            return _exchanged(groups, units, left)
+            return _exact(groups, units, budget)
         chosen = max(fitting, key=lambda i: (shares[i] / groups[i].cost - units[i], -i))
         units[chosen] += 1
         left -= groups[chosen].cost
@@ -63,33 +67,32 @@ def _bounded_shares(groups: Sequence[Group], budget: int) -> list[Fraction]:
     return shares
 
 
-def _exchanged(groups: Sequence[Group], units: list[int], left: int) -> list[int]:
-    """`units`, or what comes nearer to the budget with one unit more of a dearer group and fewer of cheaper ones."""
-    best, least = units, left
-    for dear, group in enumerate(groups):
-        if group.cost <= least or units[dear] == group.most:
-            continue
-        changed = list(units)
-        changed[dear] += 1
-        rest = _take_back(groups, changed, group.cost, group.cost - left)
-        if rest is not None and rest < least:
-            best, least = changed, rest
-    return best
+def _exact(groups: Sequence[Group], units: Sequence[int], budget: int) -> list[int]:
+    """`units` if no other choice costs more within the budget; else the nearest to it that does, dearest groups first.
+
+    reachable[k] has bit t set where the k cheapest groups together can cost t.
+    """
+    chosen = list(units)
+    order = sorted(range(len(groups)), key=lambda i: groups[i].cost)
+    reachable, within = [1], (1 << budget + 1) - 1
+    for i in order:
+        reachable.append(_any_units(reachable[-1], groups[i]) & within)
+    total = reachable[-1].bit_length() - 1
+    if total == sum(group.cost * count for group, count in zip(groups, units, strict=True)):
+        return chosen
+    for k, i in reversed(list(enumerate(order))):
+        cost, rest = groups[i].cost, reachable[k]
+        possible = [u for u in range(1, min(groups[i].most, total // cost) + 1) if rest >> (total - u * cost) & 1]
+        chosen[i] = min(possible, key=lambda u: abs(u - units[i]))
+        total -= chosen[i] * cost
+    return chosen
 
 
-def _take_back(groups: Sequence[Group], units: list[int], below: int, debt: int) -> int | None:
-    """Give back units cheaper than `below` until `debt` is paid, dearest first; what is over, None if it fails."""
-    cheaper = sorted((i for i, group in enumerate(groups) if group.cost < below), key=lambda i: -groups[i].cost)
-    for i in cheaper:
-        taken = min(units[i] - 1, debt // groups[i].cost)
-        units[i] -= taken
-        debt -= taken * groups[i].cost
-    for i in reversed(cheaper):  # what no whole unit pays exactly: the cheapest that covers it
-        if debt > 0 and units[i] > 1 and groups[i].cost >= debt:
-            units[i] -= 1
-            debt -= groups[i].cost
-    return -debt if debt <= 0 else None
-
-
-def _cost(groups: Sequence[Group], units: Sequence[int]) -> int:
-    return sum(group.cost * count for group, count in zip(groups, units, strict=True))
+def _any_units(costs: int, group: Group) -> int:
+    """The set `costs` (bit t: t is in it) with 1 to `most` units of the group added, by doubling."""
+    result, most = costs << group.cost, 1
+    while most < group.most:
+        more = min(most, group.most - most)
+        result |= result << more * group.cost
+        most += more
+    return result

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from deepshare.models.resnet import ResNet
@@ -66,7 +67,8 @@ def count_table(
     Raises:
         ValueError: an unknown name. PlanError: `plan` is for another model or image size.
     """
-    model = create(name, num_classes=2, width=width, stem_relu=stem_relu, in_channels=input_size[0])
+    with torch.device("meta"):  # counting needs shapes alone
+        model = create(name, num_classes=2, width=width, stem_relu=stem_relu, in_channels=input_size[0])
     found = Plan.of(model, input_size)
     if plan is not None:
         plan.check_fits(found)
