@@ -108,10 +108,17 @@ class RunFolder:
     def weights(self, state: State) -> Path:
         return self._folder(state) / "weights.safetensors"
 
-    def newest(self) -> State | None:
-        """The state of the last epoch that was saved whole; None before the first one."""
+    def recover(self) -> State | None:
+        """The state of the last epoch that was saved whole, None before the first; what else lies there is put right.
+
+        Raises TrainingError: its state.pt is damaged.
+        """
         states = [_load_state(path) for path in self.checkpoints.glob("*-*/state.pt")]
-        return max(states, key=lambda state: len(state.rows), default=None)
+        newest = max(states, key=lambda state: len(state.rows), default=None)
+        if newest is not None:
+            self._prune(newest)
+            self.write_metrics(newest.rows)
+        return newest
 
     def save(self, state: State, save_weights: Callable[[Path], object]) -> None:
         """Save the epoch `state` ends with, then drop what is older. `save_weights(path)` writes the weights."""
@@ -128,8 +135,7 @@ class RunFolder:
     def end_phase(self, state: State, *, best: bool) -> None:
         """Keep the best or the last weights of the phase as how it ended."""
         copy_whole(self.best(state) if best else self.weights(state), self.phase_end(state.phase))
-        for path in self.checkpoints.glob(f"{state.phase}-best-*.safetensors"):
-            path.unlink()
+        self._prune(state)
 
     def write_metrics(self, rows: tuple[Row, ...]) -> None:
         """metrics.csv, whole: one row an epoch over all phases, none twice, whatever was there before."""
@@ -151,7 +157,8 @@ class RunFolder:
         return self.checkpoints / f"{state.phase}-{state.epoch:04d}"
 
     def _prune(self, newest: State) -> None:
-        keep = {self._folder(newest), self.best(newest)}
+        under_way = not self.phase_end(newest.phase).is_file()
+        keep = {self._folder(newest), self.best(newest)} if under_way else {self._folder(newest)}
         for path in self.checkpoints.iterdir():
             if path not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

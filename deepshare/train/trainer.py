@@ -110,7 +110,7 @@ def _announce(run: Run) -> None:
 def _run_phases(run: Run) -> State:
     """All phases that have not ended yet, in order; returns the state after the last one."""
     open_phases = [phase for phase in run.recipe.phase if not run.folder.phase_end(phase.kind).is_file()]
-    state = run.folder.newest() or State(run.recipe.phase[0].kind)
+    state = run.folder.recover() or State(run.recipe.phase[0].kind)
     if state.rows:
         run.progress.say(f"resumed after {state.phase}, epoch {state.epoch}")
     run.progress.left = sum(phase.epochs - state.epoch * (phase.kind == state.phase) for phase in open_phases)
@@ -131,7 +131,6 @@ def _finish(run: Run, state: State) -> None:
         run.folder.path / "final.safetensors",
         model, run.spec, run.plan, recipe=run.recipe.to_dict(), metrics=metrics,
     )  # fmt: skip
-    run.folder.write_metrics(state.rows)
     run.progress.say(f"{run.recipe.name}: {run.plan.drelus:,} DReLUs, test {100 * metrics['test_accuracy']:.2f} %")
     run.folder.write_result({"recipe": run.recipe.name, "drelus": run.plan.drelus, **metrics, "rows": list(state.rows)})
 

@@ -1,0 +1,142 @@
+"""Runs that are killed with SIGKILL go on to the very weights of a run that is left alone.
+
+Run as a script, this file is the process that trains: it forks a child for every life of the run, and the child kills
+itself at a given event. Events are what a kill can fall between: a training step, and every rename that makes a file or
+folder appear, just before and just after it.
+"""
+
+import csv
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+RECIPE = ["model.width=2", "data.limit=64", "phase.*.epochs=2", "phase.*.batch_size=32"]
+PHASES = ("teacher", "gelu", "switch", "finetune")
+
+
+def live(run_dir: Path, kill_at: int | None, events: Path) -> None:
+    """Train in this process; die at event number `kill_at`, after writing what the event was to `events`."""
+    from deepshare.train import load_recipe, train
+    from deepshare.train.progress import Progress
+
+    count = 0
+
+    def event(what: str) -> None:
+        nonlocal count
+        count += 1
+        if count == kill_at:
+            with events.open("a") as file:
+                file.write(what + "\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    step, rename = Progress.after_step, os.replace
+
+    def after_step(self: Progress, *arguments: object) -> None:
+        event(f"step in {self.at}")
+        step(self, *arguments)
+
+    def replace(source: object, target: object) -> None:
+        event(f"before {target}")
+        rename(source, target)
+        event(f"after {target}")
+
+    Progress.after_step, os.replace = after_step, replace
+    torch.set_num_threads(1)
+    train(load_recipe("demo-240", RECIPE), run_dir, resume=True)
+    with events.open("a") as file:
+        file.write(f"{count} events\n")
+
+
+def main(folder: Path, runs: list[list[int]]) -> None:
+    """Per run one life per kill, then one to its end. Forked, so that torch is imported once."""
+    for module in ("deepshare.train", "kornia.augmentation", "sklearn.datasets"):
+        importlib.import_module(module)
+    for number, kills in enumerate(runs):
+        for kill_at in [*kills, None]:
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    live(folder / f"run{number}", kill_at, folder / f"events{number}.txt")
+                    status = 0
+                finally:
+                    os._exit(status)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if status not in (0, -signal.SIGKILL):
+                sys.exit(f"a life ended with {status}")
+
+
+def run(folder: Path, *runs: list[int]) -> list[tuple[list[str], Path]]:
+    """For each run, killed at these events: what each of its lives died of or how many events it had; its folder."""
+    folder.mkdir()
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folder), json.dumps(runs)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return [
+        ((folder / f"events{number}.txt").read_text().splitlines(), folder / f"run{number}")
+        for number in range(len(runs))
+    ]
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    """metrics.csv without the speeds, which no two runs have in common."""
+    with (run_dir / "metrics.csv").open() as file:
+        return [{key: row[key] for key in row if "second" not in key} for row in csv.DictReader(file)]
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    from deepshare.checkpoint import load_checkpoint
+
+    for name in (*PHASES, "final"):
+        one, other = (load_checkpoint(folder / f"{name}.safetensors") for folder in (ours, theirs))
+        ours_weights, theirs_weights = one.model.state_dict(), other.model.state_dict()
+        assert ours_weights.keys() == theirs_weights.keys()
+        differ = [key for key, value in ours_weights.items() if not torch.equal(value, theirs_weights[key])]
+        assert differ == [], name
+        assert one.metrics == other.metrics
+    assert rows(ours) == rows(theirs)
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    assert [path.name for path in (ours / "checkpoints").iterdir()] == ["finetune-0002"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[int, Path]:
+    """(its number of events, the folder of a run that nobody kills)"""
+    [(events, folder)] = run(tmp_path_factory.mktemp("runs") / "undisturbed", [])
+    assert len(events) == 1
+    return int(events[0].split()[0]), folder
+
+
+def test_a_run_killed_in_every_phase_ends_in_the_same_weights(undisturbed, tmp_path):
+    count, expected = undisturbed
+    draw = random.Random(0)
+    [(lives, folder)] = run(tmp_path / "killed", [draw.randint(count // 12, count // 5) for _ in range(10)])
+    deaths = [life for life in lives if not life.endswith("events")]
+    steps = {death.split()[2] for death in deaths if death.startswith("step in")}
+    assert steps | {phase for phase in PHASES for death in deaths if f"/{phase}" in death} == set(PHASES)
+    assert len(deaths) - len(steps) > 2  # some between two renames
+    assert (folder / "log.txt").read_text().count("resumed after") > 5
+    assert_same_run(folder, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_a_run_killed_at_any_event_ends_in_the_same_weights(undisturbed, tmp_path, part):
+    count, expected = undisturbed
+    for lives, folder in run(tmp_path / "killed", *([event] for event in range(1 + part, count + 1, 8))):
+        assert lives[0].startswith(("step", "before", "after"))
+        assert_same_run(folder, expected)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
