@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from deepshare.secure.fixed_point import encode
 from deepshare.secure.jobs import Job
 from deepshare.secure.launcher import Party, run_jobs
 from deepshare.secure.lower import lower
+from deepshare.secure.party import PEER_LOST
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("crypten") is None, reason="needs CrypTen (deepshare doctor says how to install it)"
@@ -65,8 +68,7 @@ def test_checkpoint_to_report(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "sent", "bound", "words"),
     [
-        (0, signal.SIGKILL, 2.0, r"party 0 \(server\) was killed by SIGKILL at '.+'; (last line of )?its stderr"),
-        (1, signal.SIGKILL, 2.0, r"party 1 \(client\) was killed by SIGKILL"),
+        (1, signal.SIGKILL, 2.0, r"party 1 \(client\) was killed by SIGKILL at '.+'; (last line of )?its stderr"),
         (1, signal.SIGSTOP, STALL / 2 + 3, r"party 1 \(client\) gave no sign of life for \d\.\d s \(stopped\?\)"),
     ],
 )
@@ -89,6 +91,27 @@ def test_a_party_that_dies_or_stops_ends_the_run(rank, sent, bound, words, monke
     assert time.monotonic() - struck[0] < bound
     assert all(party.process.poll() is not None for party in parties)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ((-9, PEER_LOST), "party 0 .* was killed by SIGKILL"),
+        ((PEER_LOST, -9), "party 1 .* was killed by SIGKILL"),
+        ((PEER_LOST, 1), "party 1 .* ended with exit code 1"),
+        ((1, PEER_LOST), "party 0 .* ended with exit code 1"),
+        ((0, 7), "party 1 .* ended with exit code 7"),
+        ((PEER_LOST, PEER_LOST), "party 0 .* ended with exit code 3 at 'conv1'; last line of its stderr: lost party 1"),
+    ],
+)
+def test_the_party_at_fault_is_blamed_not_the_one_that_lost_its_peer(codes, words, tmp_path):
+    parties = []
+    for rank, code in enumerate(codes):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "stderr").write_text(f"noise\nlost party {1 - rank}\n\n")
+        process = SimpleNamespace(returncode=code, poll=lambda code=code: code)
+        parties.append(Party(rank, tmp_path / str(rank), process, -1, place="conv1"))
+    assert re.search(words, str(launcher._obituary(parties)))
 
 
 def test_an_error_in_one_party_is_told_with_its_last_line():
