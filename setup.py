@@ -153,17 +153,19 @@ class NativeBuild(build_ext):
         reason = obstacle()
         if reason is not None:
             raise BuildError(reason)
-        settings = self._settings(target)
+        settings = self._settings(target.name)
         nvcc = self._nvcc()
         try:
-            run_cmake(settings, nvcc)
+            folder = run_cmake(settings, nvcc)
         except BuildError as error:
             if nvcc is None or "require" in (setting("DEEPSHARE_BUILD"), setting("DEEPSHARE_CUDA")):
                 raise
             warn(f"with {nvcc}, {error}", "Building the native part without CUDA; DEEPSHARE_CUDA=never does so at once.")
-            run_cmake(settings, None)
+            folder = run_cmake(settings, None)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / target.name, target)
 
-    def _settings(self, target: Path) -> dict[str, object]:
+    def _settings(self, module: str) -> dict[str, object]:
         torch = find_torch()
         if torch is None:
             oldest = ".".join(map(str, OLDEST_TORCH))
@@ -176,7 +178,7 @@ class NativeBuild(build_ext):
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_CXX_COMPILER": find_compiler(),
             "CMAKE_MAKE_PROGRAM": tools["ninja"],
-            "DEEPSHARE_OUTPUT": target,
+            "DEEPSHARE_MODULE": module,
             "DEEPSHARE_VERSION": self.distribution.get_version(),
             "DEEPSHARE_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "DEEPSHARE_PYBIND11_INCLUDE": tools["pybind11"],
@@ -192,8 +194,8 @@ class NativeBuild(build_ext):
         return nvcc
 
 
-def run_cmake(settings: dict[str, object], nvcc: str | None) -> None:
-    """Configures and builds. A build folder is used again only with the settings it was made with."""
+def run_cmake(settings: dict[str, object], nvcc: str | None) -> Path:
+    """Configures and builds; returns the build folder, which is used again only with the settings it was made with."""
     cuda = {"DEEPSHARE_WITH_CUDA": "ON", "CMAKE_CUDA_COMPILER": nvcc} if nvcc else {"DEEPSHARE_WITH_CUDA": "OFF"}
     arguments = [f"-D{name}={value}" for name, value in {**settings, **cuda}.items()]
     folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
@@ -201,6 +203,7 @@ def run_cmake(settings: dict[str, object], nvcc: str | None) -> None:
     if not stamp.is_file() or stamp.read_text() != text:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        stamp.write_text(text)
     cmake = find_tool("cmake", OLDEST_CMAKE)
     assert cmake is not None, "checked by NativeBuild._settings"
     for step in ([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *arguments], [cmake, "--build", str(folder)]):
@@ -209,7 +212,7 @@ def run_cmake(settings: dict[str, object], nvcc: str | None) -> None:
             subprocess.run(step, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise BuildError(f"the native build failed (its output stands above): {error}") from None
-    stamp.write_text(text)
+    return folder
 
 
 class CleanBuild(build):

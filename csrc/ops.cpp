@@ -113,13 +113,13 @@ Tensor forward(const Tensor& x, const OptionalTensor& source, const Tensor& pi, 
   if (x.numel() == 0) return y;
   const Dims order = common_order(x, y, source.has_value() ? &*source : nullptr);
   const Tensor dense_x = as_dense(x, order);
-  const OptionalTensor dense_source = source.has_value() ? OptionalTensor(as_dense(*source, order)) : std::nullopt;
+  const Tensor dense_source = source.has_value() ? as_dense(*source, order) : dense_x;
 
   ForwardArgs args{};
   args.dtype = dtype_of(x);
   args.geometry = geometry_of(x, source, order, -1);
   args.x = data(dense_x);
-  args.source = data(dense_source);
+  args.source = source.has_value() ? data(dense_source) : nullptr;
   args.pi = data<int32_t>(pi);
   args.alpha = data(alpha);
   args.beta = data(beta);
@@ -151,7 +151,7 @@ Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& so
 
   const Dims order = common_order(x, dx, source.has_value() ? &*source : nullptr);
   const Tensor dense_grad = as_dense(grad, order), dense_x = as_dense(x, order);
-  const OptionalTensor dense_source = source.has_value() ? OptionalTensor(as_dense(*source, order)) : std::nullopt;
+  const Tensor dense_source = source.has_value() ? as_dense(*source, order) : dense_x;
   const bool direct = !with_dsource || is_dense_in(dsource, order);
   const Tensor written = direct ? dsource : empty_in(dsource, order);
   const Tensor dalpha = torch::stable::empty_like(alpha), dbeta = torch::stable::empty_like(beta);
@@ -161,7 +161,7 @@ Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& so
   args.geometry = geometry_of(x, source, order, offsets.numel() - 1);
   args.grad = data(dense_grad);
   args.x = data(dense_x);
-  args.source = data(dense_source);
+  args.source = source.has_value() ? data(dense_source) : nullptr;
   args.pi = data<int32_t>(pi);
   args.members = data<int32_t>(members);
   args.offsets = data<int32_t>(offsets);

@@ -64,26 +64,29 @@ struct ByGate {
   }
 };
 
+template <class V, class A>
+V read(const A* from) {
+  V values;
+  std::memcpy(&values, from, sizeof(V));
+  return values;
+}
+
+template <class V, class A>
+void write(V values, A* to) {
+  std::memcpy(to, &values, sizeof(V));
+}
+
 // out[i] = g * factor, or with kAdd out[i] += g * factor, and the row's part of the sums. `s` is what `gates` reads.
 template <bool kAdd, class A, class Gates>
 void gradient_row(const A* g, const A* x, const A* s, int64_t count, const Gates& gates, A* out, LaneSums<A>& sums) {
-  const auto step = [&](auto width_of, int64_t i, int64_t lane) {
-    using V = decltype(width_of);
-    V at_g, at_x, at_s, at_out, gated, total, gate, factor;
-    std::memcpy(&at_g, g + i, sizeof(V));
-    std::memcpy(&at_x, x + i, sizeof(V));
-    std::memcpy(&at_s, s + i, sizeof(V));
-    std::memcpy(&gated, sums.gated + lane, sizeof(V));
-    std::memcpy(&total, sums.total + lane, sizeof(V));
-    gates(at_s, gate, factor);
-    const V product = at_g * at_x;
-    total += product;
-    gated += product * gate;
-    if (kAdd) std::memcpy(&at_out, out + i, sizeof(V));
-    at_out = kAdd ? at_out + at_g * factor : at_g * factor;
-    std::memcpy(out + i, &at_out, sizeof(V));
-    std::memcpy(sums.gated + lane, &gated, sizeof(V));
-    std::memcpy(sums.total + lane, &total, sizeof(V));
+  const auto step = [&](auto type, int64_t i, int64_t lane) {
+    using V = decltype(type);
+    V gate, factor;
+    gates(read<V>(s + i), gate, factor);
+    const V grad = read<V>(g + i), product = grad * read<V>(x + i);
+    write(kAdd ? read<V>(out + i) + grad * factor : grad * factor, out + i);
+    write(read<V>(sums.gated + lane) + product * gate, sums.gated + lane);
+    write(read<V>(sums.total + lane) + product, sums.total + lane);
   };
   using Vec = typename Vector<A>::type;
   int64_t i = 0;
@@ -96,17 +99,19 @@ void gradient_row(const A* g, const A* x, const A* s, int64_t count, const Gates
 
 // gradient_row for the channels of one pixel, whose source values were gathered to `s`; the sums are per channel.
 template <class A>
-void gradient_pixel(const A* g, const A* x, const A* s, const Channels<A>& channels, A* __restrict__ out, A* __restrict__ gated,
-                    A* __restrict__ total) {
-  const A *on = channels.on.get(), *off = channels.off.get();
-  const int64_t count = channels.count;
-  for (int64_t c = 0; c < count; ++c) {
-    const A product = g[c] * x[c];
-    const A gate = s[c] >= A(0) ? A(1) : A(0);
-    out[c] = g[c] * (s[c] >= A(0) ? on[c] : off[c]);
-    total[c] += product;
-    gated[c] += product * gate;
-  }
+void gradient_pixel(const A* g, const A* x, const A* s, const Channels<A>& channels, A* out, A* gated, A* total) {
+  const auto step = [&](auto type, int64_t c) {
+    using V = decltype(type);
+    const auto open = read<V>(s + c) >= V{};
+    const V grad = read<V>(g + c), product = grad * read<V>(x + c);
+    const V on = read<V>(channels.on.get() + c), off = read<V>(channels.off.get() + c);
+    write(grad * (open ? on : off), out + c);
+    write(read<V>(gated + c) + product * (open ? V{} + A(1) : V{}), gated + c);
+    write(read<V>(total + c) + product, total + c);
+  };
+  int64_t c = 0;
+  for (; c + Vector<A>::width <= channels.count; c += Vector<A>::width) step(typename Vector<A>::type{}, c);
+  for (; c < channels.count; ++c) step(A{}, c);
 }
 
 template <class T>
