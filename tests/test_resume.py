@@ -120,7 +120,7 @@ def undisturbed(tmp_path_factory) -> tuple[int, Path]:
 def test_a_run_killed_in_every_phase_ends_in_the_same_weights(undisturbed, tmp_path):
     count, expected = undisturbed
     draw = random.Random(0)
-    [(lives, folder)] = run(tmp_path / "killed", [draw.randint(count // 12, count // 5) for _ in range(10)])
+    [(lives, folder)] = run(tmp_path / "killed", [draw.randint(count // 12, count // 5) for _ in range(8)])
     deaths = [life for life in lives if not life.endswith("events")]
     steps = {death.split()[2] for death in deaths if death.startswith("step in")}
     assert steps | {phase for phase in PHASES for death in deaths if f"/{phase}" in death} == set(PHASES)

@@ -317,6 +317,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_pa
         train(alone, run, teacher=finished[0].phase_checkpoint("teacher"))
     with pytest.raises(TrainingError, match="give a checkpoint"):
         train(load_recipe(alone, ["phase.baseline.distill=teacher"]), run)
+    for device in ("abacus", "cpu:-2") if torch.cuda.is_available() else ("abacus", "cuda"):
+        with pytest.raises(TrainingError, match=f"device '{device}'"):
+            train(small(), run, device=device)
     assert not run.exists()
 
 

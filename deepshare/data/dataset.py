@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,9 +69,7 @@ class Dataset:
     def normalise(self, images: Tensor) -> Tensor:
         """(x - mean) / std in float32, for uint8 images or floats already in [0, 1]: [N, C, H, W] -> same shape."""
         unit = images.float() / 255 if images.dtype == torch.uint8 else images
-        mean = torch.tensor(self.mean, device=unit.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=unit.device).view(-1, 1, 1)
-        return (unit - mean) / std
+        return (unit - _per_channel(self.mean, unit.device)) / _per_channel(self.std, unit.device)
 
     def batches(
         self, split: str, batch_size: int, *, augment: Augment | None = None, seed: int | None = None
@@ -80,6 +79,12 @@ class Dataset:
             raise DataError(f"batches: split must be train, val or test (got {split!r})")
         part: Split = getattr(self, split)
         return Batches(part.images, part.labels, batch_size, normalise=self.normalise, augment=augment, seed=seed)
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[C, 1, 1] on `device`, copied there once and not at every batch."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

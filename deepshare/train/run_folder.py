@@ -122,11 +122,11 @@ class RunFolder:
 
     def save(self, state: State, save_weights: Callable[[Path], object]) -> None:
         """Save the epoch `state` ends with, then drop what is older. `save_weights(path)` writes the weights."""
-        if state.best_epoch == state.epoch:
-            save_weights(self.best(state))
         beside = Path(tempfile.mkdtemp(dir=self.checkpoints, prefix=".saving-"))
         beside.chmod(0o755)
         save_weights(beside / "weights.safetensors")
+        if state.best_epoch == state.epoch:
+            copy_whole(beside / "weights.safetensors", self.best(state))
         torch.save({field.name: getattr(state, field.name) for field in fields(State)}, beside / "state.pt")
         os.replace(beside, self._folder(state))
         self._prune(state)

@@ -69,13 +69,22 @@ def train(
     _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end("teacher").is_file())
     spec = model_spec(recipe, dataset)
     plan = make_plan(recipe, spec)
+    place = _usable_device(device)
     folder.begin(recipe, plan.to_json(), teacher_path)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run = Run(recipe, folder, dataset.to(place), spec, plan, place, Progress(folder.path / "log.txt"))
     if folder.result() is None:
         _announce(run)
         _finish(run, _run_phases(run))
     return _result(run)
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros((), device=place)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise TrainingError(f"device {str(device)!r} cannot be used here: {error}") from error
+    return place
 
 
 def _load_data(recipe: Recipe, root: str | Path | None) -> Dataset:
