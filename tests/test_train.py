@@ -1,6 +1,7 @@
 """Losses, the switch, and whole small runs on the digits."""
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ from deepshare import data, models
 from deepshare.checkpoint import CheckpointError, load_checkpoint
 from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
-from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, train
+from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, progress, train
 from deepshare.train.loop import evaluate, make_optimizer
 from deepshare.train.task import Distillation, HardLabels
 
@@ -330,3 +331,26 @@ def _teacher_for(num_classes: int, folder: Path) -> Path:
     model = models.create(**spec)
     plan = Plan.of(model, (1, 8, 8))
     return save_checkpoint(folder / "other.safetensors", model, {**spec, "input_size": [1, 8, 8]}, plan)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_the_running_loss_and_the_log_only_whole_epochs(tmp_path, monkeypatch):
+    now = iter([0.0, 10.0, 10.2, 11.0, 12.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    terminal = Terminal()
+    shown = progress.Progress(tmp_path / "log.txt", terminal)
+    shown.left = 3
+    shown.start_epoch("gelu", 1, 3, steps=4, images=400)
+    shown.after_step(1, torch.tensor(2.0))  # 0.2 s after the start: too soon to wait for the device
+    assert terminal.getvalue() == ""
+    shown.after_step(2, torch.tensor(3.0))
+    assert "gelu     1/3  step 2/4  loss 1.5000  200 images/s" in terminal.getvalue()
+    row = {"loss": 1.25, "val_accuracy": 0.5, "lr": 0.1, "drelus": 1234, "soft_channels": 7, "images_per_second": 99.6}
+    shown.end_epoch(row)
+    line = "gelu     1/3  loss 1.2500  val 50.00 %  lr 0.1  DReLUs 1,234  soft channels 7  100 images/s  ETA 0:04"
+    assert (tmp_path / "log.txt").read_text() == line + "\n"
+    assert line in terminal.getvalue()

@@ -188,7 +188,7 @@ def _is_unfinished(path: Path) -> bool:
 
 def _load_state(path: Path) -> State:
     try:
-        return State(**torch.load(path, weights_only=True))
+        return State(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever torch.load makes of a damaged file
         raise TrainingError(f"{path}: damaged, the run cannot go on from it: {error}") from error
 
