@@ -21,9 +21,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
-# The torch that an isolated build takes when the target environment has none; the result loads on every torch since OLDEST_TORCH.
+# For an isolated build when the target environment has none; the result loads on every torch since OLDEST_TORCH.
 BUILD_TORCH = "torch==2.13.0"
 OLDEST_CMAKE = (3, 24)
+OLDEST_NINJA = (1, 10)
 
 
 class BuildError(Exception):
@@ -41,6 +42,10 @@ def setting(name: str) -> str:
 def numbers(version: str) -> tuple[int, ...]:
     """(2, 13, 0) of "2.13.0+cpu"."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def find_compiler() -> str | None:
@@ -65,8 +70,8 @@ def obstacle() -> str | None:
 def find_torch() -> Path | None:
     """The installed torch package, found without importing it.
 
-    platlib first: under pip's build isolation it is still the folder of the environment installed into, whose torch is the one to
-    build against, while torch itself cannot be imported.
+    platlib first: under pip's build isolation it is still the folder of the environment installed into, whose torch is
+    the one to build against, while torch itself cannot be imported.
     """
     folders = [Path(sysconfig.get_path("platlib")) / "torch"]
     spec = importlib.util.find_spec("torch")
@@ -87,7 +92,8 @@ def torch_version_text(folder: Path) -> str:
 
 
 def find_tool(name: str, oldest: tuple[int, ...]) -> str | None:
-    """Path of cmake or ninja. Run once: under build isolation the target environment's scripts are on PATH, but not their packages."""
+    """Path of cmake or ninja, if it runs: under build isolation the target environment's scripts are on PATH without the
+    packages they import."""
     for path in (shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))):
         if path is None:
             continue
@@ -100,15 +106,18 @@ def find_tool(name: str, oldest: tuple[int, ...]) -> str | None:
 def find_nvcc() -> str | None:
     """Path of nvcc: CUDACXX, CUDA_HOME, PATH, then the usual folder."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    in_homes = [f"{home}/bin/nvcc" for home in homes if home]
+    candidates = [os.environ.get("CUDACXX"), *in_homes, "nvcc", "/usr/local/cuda/bin/nvcc"]
     return next((path for path in map(shutil.which, filter(None, candidates)) if path), None)
 
 
 def find_pybind11(torch: Path) -> Path | None:
     """Folder that holds pybind11's headers: the package's, else the copy that torch brings."""
     spec = importlib.util.find_spec("pybind11")
-    package = Path(spec.origin).parent / "include" if spec is not None and spec.origin is not None else None
-    return next((f for f in (package, torch / "include") if f is not None and (f / "pybind11/pybind11.h").is_file()), None)
+    folders = [torch / "include"]
+    if spec is not None and spec.origin is not None:
+        folders.insert(0, Path(spec.origin).parent / "include")
+    return next((folder for folder in folders if (folder / "pybind11/pybind11.h").is_file()), None)
 
 
 def build_requirements() -> list[str]:
@@ -118,8 +127,8 @@ def build_requirements() -> list[str]:
     torch = find_torch()
     wanted = {
         "pybind11>=2.12": torch is None or find_pybind11(torch) is None,
-        f"cmake>={'.'.join(map(str, OLDEST_CMAKE))}": find_tool("cmake", OLDEST_CMAKE) is None,
-        "ninja>=1.10": find_tool("ninja", (1, 10)) is None,
+        f"cmake>={dotted(OLDEST_CMAKE)}": find_tool("cmake", OLDEST_CMAKE) is None,
+        f"ninja>={dotted(OLDEST_NINJA)}": find_tool("ninja", OLDEST_NINJA) is None,
         BUILD_TORCH: torch is None,
     }
     return [requirement for requirement, missing in wanted.items() if missing]
@@ -131,8 +140,8 @@ def warn(reason: str, consequence: str) -> None:
 
 
 PURE_PYTHON = (
-    "Installing without the native part: reference kernels on CPU, Triton on GPU. DEEPSHARE_BUILD=require makes this an error, "
-    "DEEPSHARE_BUILD=never silences it; `deepshare doctor` shows what is used."
+    "Installing without the native part: reference kernels on CPU, Triton on GPU. DEEPSHARE_BUILD=require makes this an "
+    "error, DEEPSHARE_BUILD=never silences it; `deepshare doctor` shows what is used."
 )
 
 
@@ -160,7 +169,7 @@ class NativeBuild(build_ext):
         except BuildError as error:
             if nvcc is None or "require" in (setting("DEEPSHARE_BUILD"), setting("DEEPSHARE_CUDA")):
                 raise
-            warn(f"with {nvcc}, {error}", "Building the native part without CUDA; DEEPSHARE_CUDA=never does so at once.")
+            warn(f"with {nvcc}, {error}", "Building without CUDA; DEEPSHARE_CUDA=never does so at once.")
             folder = run_cmake(settings, None)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / target.name, target)
@@ -168,12 +177,12 @@ class NativeBuild(build_ext):
     def _settings(self, module: str) -> dict[str, object]:
         torch = find_torch()
         if torch is None:
-            oldest = ".".join(map(str, OLDEST_TORCH))
-            raise BuildError(f"no torch >= {oldest} is installed to build against")
-        tools = {"cmake": find_tool("cmake", OLDEST_CMAKE), "ninja": find_tool("ninja", (1, 10)), "pybind11": find_pybind11(torch)}
+            raise BuildError(f"no torch >= {dotted(OLDEST_TORCH)} is installed to build against")
+        cmake, ninja = find_tool("cmake", OLDEST_CMAKE), find_tool("ninja", OLDEST_NINJA)
+        tools = {"cmake": cmake, "ninja": ninja, "pybind11": find_pybind11(torch)}
         missing = [name for name, path in tools.items() if path is None]
         if missing:
-            raise BuildError(f"without build isolation {', '.join(missing)} must be installed (pip install {' '.join(missing)})")
+            raise BuildError(f"without build isolation these must be installed: {', '.join(missing)}")
         return {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_CXX_COMPILER": find_compiler(),
@@ -206,7 +215,8 @@ def run_cmake(settings: dict[str, object], nvcc: str | None) -> Path:
         stamp.write_text(text)
     cmake = find_tool("cmake", OLDEST_CMAKE)
     assert cmake is not None, "checked by NativeBuild._settings"
-    for step in ([cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *arguments], [cmake, "--build", str(folder)]):
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *arguments]
+    for step in (configure, [cmake, "--build", str(folder)]):
         print("+", *step, flush=True)
         try:
             subprocess.run(step, check=True)

@@ -1,4 +1,4 @@
-"""Lazy load of `deepshare._C`, the compiled part: importing it registers the CPU and CUDA implementations of the raw ops."""
+"""Lazy load of `deepshare._C`, the compiled part: importing it registers the raw ops' CPU and CUDA implementations."""
 
 import importlib
 from functools import cache
@@ -17,7 +17,7 @@ def _attempt() -> tuple[ModuleType | None, str]:
         if error.name != _MODULE:
             return None, f"{_MODULE} needs the module {error.name!r}, which is missing"
         return None, f"{_MODULE} was not built for this Python; {_HOW_TO_BUILD}"
-    except Exception as error:  # a library for another torch or machine fails in ways of its own, none of them fatal here
+    except Exception as error:  # one built for another torch or machine fails in ways of its own, none of them fatal
         return None, f"{_MODULE} does not load: {type(error).__name__}: {error}; {_HOW_TO_BUILD}"
 
 
