@@ -12,7 +12,7 @@ PROVIDER_NOTE = "stand-in dealer: party 0 makes the triples and knows them all"
 
 @dataclass(frozen=True)
 class SiteCost:
-    """One operation of the network, for one batch: comparisons, rounds, bytes each party sends."""
+    """One operation of the network: comparisons for one image; rounds, and bytes a party sends, for one batch."""
 
     name: str
     op: str
@@ -84,13 +84,13 @@ class SecureReport:
 def _sites_table(report: SecureReport) -> str:
     shown = [site for site in report.sites if site.rounds or site.drelus]
     width = max([len("operation"), *(len(site.name) for site in shown)])
-    lines = [f"  {'operation':<{width}} {'kind':<8} {'DReLUs':>9} {'rounds':>6} {'kB one way':>12}"]
+    lines = [f"  {'operation':<{width}} {'kind':<8} {'DReLUs/img':>10} {'rounds':>6} {'kB one way':>12}"]
     for site in shown:
         lines.append(
-            f"  {site.name:<{width}} {site.op:<8} {site.drelus:>9,} {site.rounds:>6} {site.bytes_one_way / 1e3:>12,.1f}"
+            f"  {site.name:<{width}} {site.op:<8} {site.drelus:>10,} {site.rounds:>6} {site.bytes_one_way / 1e3:>12,.1f}"
         )
     total_kb = max(report.server_bytes, report.client_bytes) / 1e3
-    lines.append(f"  {'total':<{width}} {'':<8} {report.drelus:>9,} {report.rounds:>6} {total_kb:>12,.1f}")
+    lines.append(f"  {'total':<{width}} {'':<8} {report.drelus:>10,} {report.rounds:>6} {total_kb:>12,.1f}")
     return "\n".join(lines) + "\n"
 
 
