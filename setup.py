@@ -92,8 +92,10 @@ def torch_version_text(folder: Path) -> str:
 
 
 def find_tool(name: str, oldest: tuple[int, ...]) -> str | None:
-    """Path of cmake or ninja, if it runs: under build isolation the target environment's scripts are on PATH without the
-    packages they import."""
+    """Path of cmake or ninja, if it runs.
+
+    Under build isolation the target environment's scripts may be on PATH without the packages they import.
+    """
     for path in (shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts"))):
         if path is None:
             continue
@@ -140,8 +142,8 @@ def warn(reason: str, consequence: str) -> None:
 
 
 PURE_PYTHON = (
-    "Installing without the native part: reference kernels on CPU, Triton on GPU. DEEPSHARE_BUILD=require makes this an "
-    "error, DEEPSHARE_BUILD=never silences it; `deepshare doctor` shows what is used."
+    "Installing without the native part: reference kernels on CPU, Triton on GPU. DEEPSHARE_BUILD=require makes this "
+    "an error, DEEPSHARE_BUILD=never silences it; `deepshare doctor` shows what is used."
 )
 
 
