@@ -131,14 +131,14 @@ def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Mod
     result = copy.deepcopy(model)
     modules = dict(result.named_modules())
     order = {node: position for position, node in enumerate(graph.nodes)}
-    times = Counter(change.call.module for change in changes)
     nodes: dict[str, fx.Node] = {}
     for change, node in zip(changes, calls, strict=True):
         name, in_place = change.site.name, _in_place(node, modules)
-        if change.changed or in_place or change.call.module != name or times[change.call.module] > 1:
+        if change.changed or in_place or change.call.module != name:
             _place(result, name, _own_module(change, modules, result))
             node = _replace_call(graph, node, name, order if in_place else None)
         nodes[name] = node
+    modules = dict(result.named_modules())
     for change in changes:
         if change.site.leader is not None:
             _connect(graph, nodes[change.site.leader], nodes[change.site.name], modules)

@@ -71,6 +71,20 @@ class ShortcutOfOverwritten(nn.Module):
         return self.act2(self.conv(x) + shortcut)
 
 
+class LeaderReadInPlace(nn.Module):
+    """An in-place ReLU overwrites the first site's pre-activation after that site has read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.act1, self.overwriting, self.act2 = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        y = self.act1(x)
+        return self.act2(2 * y - self.overwriting(x) - 0.2)
+
+
 class Reused(nn.Module):
     """One ReLU for all, registered under two names, called three times."""
 

@@ -57,7 +57,7 @@ def test_below_the_floor_is_an_error_that_names_it(plan, floor):
 
 
 def test_a_fixed_group_has_its_own_floor():
-    with pytest.raises(BudgetError, match="at least 5,440 DReLUs.*groups of up to 1 "):
+    with pytest.raises(BudgetError, match=r"at least 5,440 DReLUs.*groups of up to 1 "):
         allocate(resnet18(), "uniform", 5_439, group=1)
     assert allocate(resnet18(), "uniform", 5_440, layer_sharing=False).reached == 5_440
 
@@ -65,6 +65,12 @@ def test_a_fixed_group_has_its_own_floor():
 def test_longer_groups_give_way_where_they_cannot_reach_the_budget():
     groups = [allocate(resnet18(), "uniform", budget).group for budget in (122_880, 122_881, 245_761, 491_520)]
     assert groups == [4, 3, 1, 1]
+
+
+def test_auto_stays_with_the_longest_where_shorter_ones_spend_no_more():
+    """One channel: runs of 4 in pieces of 3 or of 2 both hold 20 DReLUs, single sites need 40."""
+    allocation = allocate(stages((1, 5, 2), length=4), "uniform", 25)
+    assert (allocation.group, allocation.reached) == (3, 20)
 
 
 def test_a_budget_no_grouping_can_spend_gives_every_gate():

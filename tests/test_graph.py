@@ -11,6 +11,7 @@ from plan_models import (
     Functional,
     InPlace,
     LeaderChangedInPlace,
+    LeaderReadInPlace,
     Reused,
     ShortcutOfOverwritten,
     TrainingDependent,
@@ -276,6 +277,19 @@ def test_an_in_place_relu_leaves_its_result_to_later_readers(make, name):
 def test_in_place_relus_that_nobody_misses_are_just_swapped():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
     assert type(apply_plan(model, Plan.of(model, SIZE).replace("1", "shared", prototypes=1))) is nn.Sequential
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_kept_in_place_relu_does_not_overwrite_a_source(calls):
+    model = LeaderReadInPlace().eval()
+    if calls == 2:
+        model.act2 = model.overwriting
+    plan = Plan.of(model, SIZE)
+    follower = plan.sites[2].name
+    plan = plan.replace("act1", "shared", prototypes=4).replace(follower, "shared", leader="act1")
+    x = model.conv(image())
+    y = x.relu() - 0.2
+    torch.testing.assert_close(apply_plan(model, plan)(image()), y * (x >= 0))
 
 
 def test_a_preactivation_changed_in_place_cannot_lead():
