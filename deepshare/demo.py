@@ -7,10 +7,12 @@ from pathlib import Path
 from deepshare import data, secure
 from deepshare.analysis.comparison import NetworkResult, comparison_table, plot_comparison
 from deepshare.files import write_whole
+from deepshare.secure.jobs import Weights
 from deepshare.train import TrainResult, load_recipe, train
 
 RECIPES = ("demo-relu", "demo-960", "demo-240")
 LABELS = {"demo-relu": "all-ReLU", "demo-960": "DeepShare", "demo-240": "DeepShare"}
+WEIGHTS: tuple[Weights, ...] = ("public", "secret")
 IMAGES = 60  # per secure run: enough to see a disagreement of a few percent, a few seconds a network
 
 
@@ -28,9 +30,7 @@ def run(out: Path, say: Callable[[str], None] = print) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     trained = _train_all(out)
-    results = [
-        _secure_run(name, result, weights, say) for weights in ("public", "secret") for name, result in trained.items()
-    ]
+    results = [_secure_run(name, result, weights, say) for weights in WEIGHTS for name, result in trained.items()]
     plot_comparison(results, out / "comparison.png")
     table = comparison_table(results)
     report = write_whole(out / "report.md", _report(table, results))
@@ -48,7 +48,7 @@ def _train_all(out: Path) -> dict[str, TrainResult]:
     return trained
 
 
-def _secure_run(name: str, result: TrainResult, weights: str, say: Callable[[str], None]) -> NetworkResult:
+def _secure_run(name: str, result: TrainResult, weights: Weights, say: Callable[[str], None]) -> NetworkResult:
     digits = data.load("digits")
     images, labels = digits.normalise(digits.test.images[:IMAGES]), digits.test.labels[:IMAGES]
     report = secure.run(result.checkpoint, images, labels, weights=weights)

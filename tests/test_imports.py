@@ -19,7 +19,10 @@ ALLOWED: dict[str, set[str]] = {
     "channel_map": set(),
     "ops": {"kernels", "channel_map"},
     "nn": {"ops", "channel_map"},
-    **dict.fromkeys(PLAN, FOUNDATION | PLAN),
+    "site": FOUNDATION,
+    "find": FOUNDATION | {"site"},
+    "graph": FOUNDATION | {"site", "find"},
+    "plan": FOUNDATION | {"site", "find", "graph"},
     "models": FOUNDATION | PLAN,
     "checkpoint": FOUNDATION | PLAN | {"models"},
     "budget": BELOW_TRAIN,
@@ -27,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BELOW_TRAIN | {"budget", "data"},
     "secure": BELOW_TRAIN,
     "analysis": BELOW_TRAIN,
-    "__init__": {"channel_map", "ops", "nn"},
+    "__init__": {"channel_map", "ops", "nn", "plan", "budget"},
 }
 ON_TOP = {"doctor", "demo", "cli", "__main__"}  # may import everything below, and each other downwards
 TOP_ORDER = ["doctor", "demo", "cli", "__main__"]
