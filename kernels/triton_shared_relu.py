@@ -25,8 +25,9 @@ MAX_TILES_PER_CHUNK = 8
 MAX_CHUNKS = 8192
 # Channels in a row of the channels-last soft tile: 128 bytes of float32.
 SOFT_LANES = 32
-# Its elements: 64 positions or more, so that partial sums stay small beside dx.
-SOFT_TILE = 2048
+# Elements of that tile for 256 threads: 64 positions of float32 or 16 of float64 keep partial sums small beside dx, and more
+# elements a thread spill (scripts/check-kernels).
+SOFT_TILE, SOFT_TILE_DOUBLE, SOFT_WARPS = 2048, 512, 8
 # Tile of the second pass: 64 bytes of a row of partial sums, many rows.
 SUM_ROWS, SUM_COLS = 256, 16
 
@@ -167,10 +168,11 @@ def _backward_soft(
     else:
         lanes = _power_of_2(prototypes, SOFT_LANES)
         deep = _power_of_2(triton.cdiv(channels, prototypes), SOFT_LANES // lanes)
-        rows = _power_of_2(outer, SOFT_TILE // (lanes * deep))
+        elements = SOFT_TILE_DOUBLE if x.dtype == torch.float64 else SOFT_TILE
+        rows = _power_of_2(outer, elements // (lanes * deep))
         chunks, blocks = triton.cdiv(outer, rows), triton.cdiv(prototypes, lanes)
         kernel, sizes = backward_soft_channels_last, (outer, channels)
-        tile = {"ROWS": rows, "MEMBERS": deep, "PROTOTYPES": lanes}
+        tile = {"ROWS": rows, "MEMBERS": deep, "PROTOTYPES": lanes, "num_warps": SOFT_WARPS}
     partial = gates[3].new_empty((2, chunks, channels))  # type: ignore[union-attr]
     kernel[(chunks * blocks,)](
         grad, x, leader, *gates, dx, dleader, partial,

@@ -11,7 +11,7 @@ constexpr int kWarps = kThreads / 32;
 // Block (chunk, c): the positions of a chunk of channel c, V at a time. inner % V == 0: a vector stays in its
 // sample.
 template <class T, int V>
-__global__ __launch_bounds__(kThreads) void hard_channels_first(
+__global__ __launch_bounds__(kThreads, kMinBlocks) void hard_channels_first(
     const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ source,
     const int32_t* __restrict__ pi, const Wide<T>* __restrict__ alpha, const Wide<T>* __restrict__ beta,
     T* __restrict__ dx, Wide<T>* __restrict__ partial, int64_t outer, int64_t channels, int64_t inner,
@@ -62,7 +62,7 @@ __global__ __launch_bounds__(kThreads) void hard_channels_first(
 
 // Block (chunk, blockDim.x vectors of V channels): blockDim.y rows of the chunk at a time. C % V == 0.
 template <class T, int V>
-__global__ __launch_bounds__(kThreads) void hard_channels_last(
+__global__ __launch_bounds__(kThreads, kMinBlocks) void hard_channels_last(
     const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ source,
     const int32_t* __restrict__ pi, const Wide<T>* __restrict__ alpha, const Wide<T>* __restrict__ beta,
     T* __restrict__ dx, Wide<T>* __restrict__ partial, int64_t rows, int64_t channels,

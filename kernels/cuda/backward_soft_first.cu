@@ -24,7 +24,7 @@ __device__ inline int64_t offset_of(int64_t q, int64_t positions, int64_t channe
 }
 
 template <class T, int V>
-__global__ __launch_bounds__(kThreads, kSoftMinBlocks) void soft_channels_first(
+__global__ __launch_bounds__(kThreads, kMinBlocks) void soft_channels_first(
     const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ source,
     const int32_t* __restrict__ pi, const int32_t* __restrict__ members, const int32_t* __restrict__ offsets,
     const Wide<T>* __restrict__ alpha, const Wide<T>* __restrict__ beta,

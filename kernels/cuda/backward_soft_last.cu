@@ -13,7 +13,7 @@ namespace deepshare::cuda {
 namespace {
 
 template <class T, int V>
-__global__ __launch_bounds__(kThreads, kSoftMinBlocks) void soft_channels_last(
+__global__ __launch_bounds__(kThreads, kMinBlocks) void soft_channels_last(
     const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ source,
     const int32_t* __restrict__ pi, const int32_t* __restrict__ members, const int32_t* __restrict__ offsets,
     const Wide<T>* __restrict__ alpha, const Wide<T>* __restrict__ beta,
@@ -31,8 +31,8 @@ __global__ __launch_bounds__(kThreads, kSoftMinBlocks) void soft_channels_last(
   const int soft = *soft_channels;
   const W sharpness = *gamma;
   for (int c = threadIdx.x * V; c < channels; c += blockDim.x * V) {
-    store<V>(sums_alpha + c, Pack<W, V>{});
-    store<V>(sums_beta + c, Pack<W, V>{});
+    store_shared<V>(sums_alpha + c, Pack<W, V>{});
+    store_shared<V>(sums_beta + c, Pack<W, V>{});
   }
 
   for (int64_t first = chunk * chunk_rows; first < last; first += blockDim.y) {
@@ -61,9 +61,9 @@ __global__ __launch_bounds__(kThreads, kSoftMinBlocks) void soft_channels_last(
         sum_beta.lane[k] += gx;
       }
       store<V>(dx + row * channels + c, out);
-      store<V>(terms + c, term);
-      store<V>(sums_alpha + c, sum_alpha);
-      store<V>(sums_beta + c, sum_beta);
+      store_shared<V>(terms + c, term);
+      store_shared<V>(sums_alpha + c, sum_alpha);
+      store_shared<V>(sums_beta + c, sum_beta);
     }
     __syncthreads();
 

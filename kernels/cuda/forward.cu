@@ -8,7 +8,7 @@ namespace {
 // x, y: [outer * C, inner]; source: [outer * source_channels, inner]. inner % V == 0, so a vector stays in
 // its row.
 template <class T, int V, bool kSoft>
-__global__ __launch_bounds__(kThreads) void forward_channels_first(
+__global__ __launch_bounds__(kThreads, kMinBlocks) void forward_channels_first(
     const T* __restrict__ x, const T* __restrict__ source, const int32_t* __restrict__ pi,
     const Wide<T>* __restrict__ alpha, const Wide<T>* __restrict__ beta,
     const int32_t* __restrict__ soft_channels, const Wide<T>* __restrict__ gamma, T* __restrict__ y,
@@ -39,7 +39,7 @@ __global__ __launch_bounds__(kThreads) void forward_channels_first(
 // x, y: [rows, C]; source: [rows, source_channels]. C % V == 0: a vector is V channels of one row; gates are
 // gathered in it.
 template <class T, int V, bool kSoft>
-__global__ __launch_bounds__(kThreads) void forward_channels_last(
+__global__ __launch_bounds__(kThreads, kMinBlocks) void forward_channels_last(
     const T* __restrict__ x, const T* __restrict__ source, const int32_t* __restrict__ pi,
     const Wide<T>* __restrict__ alpha, const Wide<T>* __restrict__ beta,
     const int32_t* __restrict__ soft_channels, const Wide<T>* __restrict__ gamma, T* __restrict__ y,

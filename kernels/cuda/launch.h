@@ -14,6 +14,9 @@
 namespace deepshare::cuda {
 
 constexpr int kThreads = 256;
+// __launch_bounds__' second argument: without it ptxas holds some kernels to 32, 40 or 128 registers, and
+// spills.
+constexpr int kMinBlocks = 1;
 constexpr int64_t kMaxGridX = 2147483647;  // CUDA's limit for gridDim.x
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -15,8 +15,4 @@ constexpr int kSoftUnit = std::is_same_v<T, double> ? 4 : 8;
 template <class W>
 constexpr int64_t kMaxSoftRow = 48 * 1024 / (3 * sizeof(W));
 
-// __launch_bounds__' second argument: without it ptxas holds these kernels to 40 or 128 registers on sm_80
-// and sm_90, and spills.
-constexpr int kSoftMinBlocks = 1;
-
 }  // namespace deepshare::cuda

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "shared_relu.h"
 
@@ -66,8 +67,21 @@ template <int V, class T>
 __device__ inline Pack<T, V> load(const T* __restrict__ from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);
 }
+// To global memory. __stwb (the ordinary store) because nvcc cuts assignments of a struct into elements in
+// some loops.
 template <int V, class T>
 __device__ inline void store(T* __restrict__ to, const Pack<T, V>& values) {
+  if constexpr (sizeof(values) == kBytesPerAccess) {
+    uint4 word;
+    memcpy(&word, &values, sizeof(word));
+    __stwb(reinterpret_cast<uint4*>(to), word);
+  } else {
+    static_assert(V == 1, "a vector is one 16-byte access");
+    *to = values.lane[0];
+  }
+}
+template <int V, class T>
+__device__ inline void store_shared(T* __restrict__ to, const Pack<T, V>& values) {
   *reinterpret_cast<Pack<T, V>*>(to) = values;
 }
 
