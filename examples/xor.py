@@ -84,8 +84,8 @@ class Networks(nn.Module):
     ) -> Tensor:  # logits [S, B]
         count, batch, _ = points.shape
         hidden = torch.baddbmm(self.first_bias, points, self.first).permute(1, 2, 0)  # [B, H, S]
-        state = {"soft_channels": soft_neurons * count, "gamma": GAMMA}
-        gated = shared_relu(hidden.reshape(batch, -1), self.channel_map, self.alpha, self.beta, **state)
+        flat, soft = hidden.reshape(batch, -1), soft_neurons * count
+        gated = shared_relu(flat, self.channel_map, self.alpha, self.beta, soft_channels=soft, gamma=GAMMA)
         return torch.baddbmm(self.second_bias, gated.reshape(hidden.shape).permute(2, 0, 1), self.second).squeeze(2)
 
 

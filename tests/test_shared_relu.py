@@ -1,6 +1,12 @@
 """Every compiled backend of shared_relu against the reference: random cases, y and every gradient."""
 
+import doctest
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +21,9 @@ from operator_cases import (
     truncates,
 )
 
+import deepshare.ops
 from deepshare import ChannelMap, shared_relu
+from deepshare.kernels import native
 
 BACKENDS = backend_parameters()
 BLOCKS, CASES_PER_BLOCK = 20, 50  # 1,000 cases; blocks keep a failure's distance short
@@ -35,6 +43,11 @@ def test_random_cases(backend: str, block: int):
     count = INTERPRETED_CASES if interpreted else CASES_PER_BLOCK
     for number in range(block * CASES_PER_BLOCK, block * CASES_PER_BLOCK + count):
         check(random_case(number, INTERPRETED_ELEMENTS if interpreted else 6000), backend)
+
+
+def test_the_equivalent_pytorch_of_the_docstring():
+    outcome = doctest.testmod(deepshare.ops)
+    assert (outcome.failed, outcome.attempted) == (0, 5)
 
 
 def test_the_cases_cover_what_they_promise():
@@ -126,3 +139,36 @@ def test_beyond_the_caches(backend: str, memory_format: torch.memory_format):
         results.append((y.detach(), *torch.autograd.grad(y, leaves, grad)))
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+EVERY_FOURTH = """
+import os, sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.use_deterministic_algorithms(True)
+torch.set_num_threads(1)
+from deepshare.kernels import native
+from test_shared_relu import BLOCKS, CASES_PER_BLOCK, LARGE, check
+from operator_cases import random_case
+assert native.load() is not None, native.why_not()
+assert native.load().build_info()["cpu_kernels"] == os.environ["DEEPSHARE_CPU_ISA"]
+for case in [*map(random_case, range(0, BLOCKS * CASES_PER_BLOCK, 4)), *LARGE]:
+    check(case, "cpu")
+"""
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "x86_64_v3", "x86_64_v4"])
+@pytest.mark.parametrize("backend", [p for p in BACKENDS if p.values[0] == "cpu"])
+def test_every_instruction_set(backend: str, instruction_set: str):
+    # one process runs the build that suits its processor; the others are forced, each in a process of its own
+    info = native.load().build_info()
+    if info["cpu_kernels"] == instruction_set:
+        pytest.skip("the cases above ran it")
+    needs = {"baseline": set(), "x86_64_v3": {"avx2", "fma", "bmi2"}, "x86_64_v4": {"avx512f", "avx512bw", "avx512vl"}}
+    if platform.machine() != "x86_64" or not needs[instruction_set] <= set(info["cpu_instruction_sets"]):
+        pytest.skip(f"this processor has no {instruction_set} build or cannot run it")
+    here = Path(__file__).resolve().parent
+    command = [sys.executable, "-c", EVERY_FOURTH, str(here.parent), str(here)]
+    environment = {**os.environ, "DEEPSHARE_CPU_ISA": instruction_set}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
