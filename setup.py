@@ -239,8 +239,8 @@ def extensions() -> list[Extension]:
     mode = setting("DEEPSHARE_BUILD")
     setting("DEEPSHARE_CUDA")  # a wrong value is an error even where nothing is built
     reason = obstacle()
-    if mode == "auto" and reason is not None:
-        warn(reason, PURE_PYTHON)
+    if mode == "auto" and reason is not None and {"build", "bdist_wheel", "editable_wheel"} & set(sys.argv):
+        warn(reason, PURE_PYTHON)  # once: pip runs this file for the requirements and the metadata too
     if mode == "never" or (mode == "auto" and reason is not None):
         return []
     return [Extension("deepshare._C", sources=[], optional=mode == "auto")]

@@ -109,11 +109,11 @@ def _backends() -> Iterator[str]:
 def _choice() -> Iterator[str]:
     from deepshare.ops import backends, default_backend
 
-    missing = {name: reason for name, reason in backends().items() if reason is not None}
+    missing = {name for name, reason in backends().items() if reason is not None}
     for device, preferred in (("cpu", ("cpu",)), ("cuda", ("cuda", "triton"))):
         chosen = default_backend(device)
-        passed = [f"no {name}: {missing[name]}" for name in preferred if name in missing and name != chosen]
-        yield f"{device:<10}{chosen}" + (f" ({'; '.join(passed)})" if passed else " (the first choice)")
+        passed = [name for name in preferred if name in missing]
+        yield f"{device:<10}{chosen} ({' and '.join(passed) + ' not available' if passed else 'the first choice'})"
 
 
 def _crypten() -> Iterator[str]:
