@@ -3,6 +3,7 @@
 import doctest
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -48,6 +49,16 @@ def test_random_cases(backend: str, block: int):
 def test_the_equivalent_pytorch_of_the_docstring():
     outcome = doctest.testmod(deepshare.ops)
     assert (outcome.failed, outcome.attempted) == (0, 5)
+
+
+def test_the_code_of_the_documentation():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "shared_relu.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2
+    assert names["z"].shape == names["before"].shape
 
 
 def test_the_cases_cover_what_they_promise():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from operator_cases import Case, assert_agrees, backend_parameters, device_of, inputs, run, truncates
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from deepshare import ChannelMap, shared_relu
 
@@ -211,6 +212,18 @@ def test_gamma_as_number_and_as_tensor_are_the_same(backend: str):
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(("given_as", "means"), [(8, 7), (1000, 7), (-1, 0)])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_a_tensor_out_of_range_means_the_nearest_in_range(backend: str, given_as: int, means: int):
+    # it cannot be checked without waiting for the device
+    given = inputs(Case(13, (2, 7, 5), 3, source_channels=3), device_of(backend))
+    ours, expected = (
+        run(Case(13, (2, 7, 5), 3, source_channels=3, soft=soft, soft_as_tensor=True), given, backend)
+        for soft in (given_as, means)
+    )
+    assert all(map(torch.equal, bits(ours), bits(expected)))
+
+
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_x_as_its_own_source(backend: str):
     # the two gradients that meet in x are the one without a source, rounded once more
@@ -274,3 +287,19 @@ def test_function_transforms_are_refused(transform):
 
     with pytest.raises(RuntimeError, match="functorch transforms"):
         transform(call)(given.x)
+
+
+def test_forward_mode_is_refused():
+    given = inputs(Case(14, (2, 6, 5), 3))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
+        x = forward_ad.make_dual(given.x, given.grad)
+        shared_relu(x, given.channel_map, given.alpha, given.beta)
+
+
+def test_gamma_gets_no_gradient():
+    given = inputs(Case(15, (2, 6, 5), 3))
+    gamma = torch.tensor(2.0, requires_grad=True)
+    alpha = given.alpha.requires_grad_()
+    shared_relu(given.x, given.channel_map, alpha, given.beta, soft_channels=4, gamma=gamma).sum().backward()
+    assert gamma.grad is None
+    assert alpha.grad.any()
