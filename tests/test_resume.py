@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,35 @@ def test_a_run_killed_at_any_event_ends_in_the_same_weights(undisturbed, tmp_pat
     for lives, folder in run(tmp_path / "killed", *([event] for event in range(1 + part, count + 1, 8))):
         assert lives[0].startswith(("step", "before", "after"))
         assert_same_run(folder, expected)
+
+
+def train_cifar100(data_root: Path, run_dir: Path, changes: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """`deepshare train`, as a user calls it."""
+    settings = [word for change in changes for word in ("--set", change)]
+    command = [sys.executable, "-m", "deepshare", "train", "r18-c100-12.9k", "--data-root", data_root, "--out", run_dir]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    return subprocess.Popen([*command, "--resume", *settings], env=environment, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("size", [(8, 1000), (16, 5000)], ids=["small", "issue"])
+def test_cifar100_killed_in_the_second_epoch_of_each_phase(shared_dir, tmp_path, size):
+    subprocess.run([sys.executable, shared_dir / "data" / "restore-cifar100", tmp_path], check=True, stdout=-3)
+    width, limit = size
+    changes = (f"model.width={width}", f"data.limit={limit}", "phase.*.epochs=2", "plan.budget=5000")
+    assert train_cifar100(tmp_path, tmp_path / "whole", changes).wait() == 0
+    for phase in PHASES:
+        life = train_cifar100(tmp_path, tmp_path / "killed", changes)
+        log = tmp_path / "killed" / "log.txt"
+        while not (log.is_file() and f"{phase:<8} 1/2" in log.read_text()):
+            assert life.poll() is None, "the run ended before it was killed"
+            time.sleep(0.05)
+        life.kill()
+        assert life.wait() == -signal.SIGKILL
+    assert train_cifar100(tmp_path, tmp_path / "killed", changes).wait() == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 if __name__ == "__main__":
