@@ -32,7 +32,7 @@ def cases() -> dict[str, Case]:
     return {
         "relu": Case(nn.Sequential(nn.ReLU()), edges),
         "gate": Case(nn.Sequential(shared(4, 2, generator)), gate_edges()),
-        "shared": Case(nn.Sequential(shared(4, 2, generator)), torch.cat([edges, noise])),
+        "leader": Case(nn.Sequential(shared(4, 2, generator)), torch.cat([edges, noise])),
         "odd_map": Case(nn.Sequential(odd_map(generator)), noise),
         "follower": Case(LeaderFollower(generator), noise),
         "mask": Case(nn.Sequential(MaskedReLU2d(torch.rand(4, 3, 4, generator=generator) > 0.5)), noise),
@@ -87,10 +87,10 @@ def layers(generator: torch.Generator) -> nn.Module:
         nn.ReLU(),
         nn.AvgPool2d(2, stride=1, padding=1),
         nn.Conv2d(6, 4, (1, 3), stride=(1, 2), dilation=(1, 1)),
-        nn.AdaptiveAvgPool2d((2, 1)),
+        nn.AdaptiveAvgPool2d((2, 2)),  # from 4x2: a kernel that is not square
         nn.Flatten(),
         nn.Identity(),
-        nn.Linear(8, 5),
+        nn.Linear(16, 5),
     )
     return with_statistics(net, generator)
 

@@ -32,7 +32,7 @@ STALL = 12.0  # half of it is the bound on silence
 
 
 def endless_job() -> Job:
-    program, tensors = lower(cases()["shared"].model, (4, 3, 4))
+    program, tensors = lower(cases()["leader"].model, (4, 3, 4))
     return Job(program, tensors, encode(torch.zeros(ENDLESS, 4, 3, 4)), "public", 1)
 
 

@@ -86,9 +86,8 @@ def _sites_table(report: SecureReport) -> str:
     width = max([len("operation"), *(len(site.name) for site in shown)])
     lines = [f"  {'operation':<{width}} {'kind':<8} {'DReLUs/img':>10} {'rounds':>6} {'kB one way':>12}"]
     for site in shown:
-        lines.append(
-            f"  {site.name:<{width}} {site.op:<8} {site.drelus:>10,} {site.rounds:>6} {site.bytes_one_way / 1e3:>12,.1f}"
-        )
+        kilobytes = site.bytes_one_way / 1e3
+        lines.append(f"  {site.name:<{width}} {site.op:<8} {site.drelus:>10,} {site.rounds:>6} {kilobytes:>12,.1f}")
     total_kb = max(report.server_bytes, report.client_bytes) / 1e3
     lines.append(f"  {'total':<{width}} {'':<8} {report.drelus:>10,} {report.rounds:>6} {total_kb:>12,.1f}")
     return "\n".join(lines) + "\n"
