@@ -1,7 +1,7 @@
 """How a tensor [N, C, *S] lies in memory, as the kernels see it: (outer, channels, inner).
 
-A dense tensor with its dimensions stored in any order is (outer, C, inner), outer and inner the products of the sizes stored
-before and after the channel dimension: NCHW is (N, C, H*W), channels_last is (N*H*W, C, 1).
+A dense tensor with its dimensions stored in any order is (outer, C, inner), outer and inner the products of
+the sizes stored before and after the channel dimension: NCHW is (N, C, H*W), channels_last is (N*H*W, C, 1).
 """
 
 from math import prod
@@ -22,7 +22,7 @@ class Geometry(NamedTuple):
 
 
 def memory_order(x: Tensor) -> list[int]:
-    """x's dimensions from the outermost stored to the innermost; equal strides (sizes of 1) keep their order."""
+    """x's dimensions from the outermost stored to the innermost; equal strides (of sizes 1) keep their order."""
     strides = x.stride()
     return sorted(range(x.dim()), key=lambda d: (-strides[d], d))
 

@@ -1,8 +1,8 @@
 """Triton backward kernels of shared_relu with hard gates, and the second pass that ends the sums of both kinds.
 
-dx = g * (alpha * gate + beta) is written in the pass that sums g*x*gate and g*x. A program owns a fixed run of tiles (a chunk)
-and writes one partial sum per channel to [2, chunks, C] (dalpha's, then dbeta's); `sum_partials` adds the chunks in a fixed order. No atomics:
-the same bits on every run.
+dx = g * (alpha * gate + beta) is written in the pass that sums g*x*gate and g*x. A program owns a fixed run of
+tiles (a chunk) and writes one partial sum per channel to [2, chunks, C] (dalpha's, then dbeta's, `plane` apart);
+`sum_partials` adds the chunks in a fixed order. No atomics: the same bits on every run.
 """
 
 import triton

@@ -2,10 +2,10 @@
 
     ds[p] = sum over {c < soft_channels: pi[c] = p} of g * x * alpha[c] * gamma * phi(gamma * s[p])
 
-A program owns prototypes and positions, walks the prototypes' members (all c with pi[c] = p, through `members` and `offsets`),
-keeps ds in registers and so needs no atomics. With a foreign source ds goes to dsource. With OWN gates it is part of dx[p]:
-members below P are therefore left out of the walk's stores and written at the end, from p's own gate, that of s[pi[p]]
-(pi need not map a prototype to itself), plus ds[p].
+A program owns prototypes and positions, walks the prototypes' members (all c with pi[c] = p, through `members`
+and `offsets`), keeps ds in registers and so needs no atomics. With a foreign source ds goes to dsource. With OWN
+gates it is part of dx[p]: members below P are therefore left out of the walk's stores and written at the end, from
+p's own gate, that of s[pi[p]] (pi need not map a prototype to itself), plus ds[p].
 """
 
 import triton
@@ -72,10 +72,10 @@ def backward_soft_channels_last(
     rows, channels, source_channels, prototypes, plane,
     OWN: tl.constexpr, ROWS: tl.constexpr, MEMBERS: tl.constexpr, PROTOTYPES: tl.constexpr,
 ):  # fmt: skip
-    """Program (chunk of ROWS positions, block of PROTOTYPES), tiles [ROWS, MEMBERS, PROTOTYPES] along the members.
+    """Program (chunk of ROWS positions, block of prototypes): tiles [ROWS, MEMBERS, PROTOTYPES] along the members.
 
-    The balanced map's k-th members of neighbouring prototypes are neighbouring channels, so that [MEMBERS, PROTOTYPES] is one
-    contiguous run of channels for every P that is a power of two.
+    The balanced map's k-th members of neighbouring prototypes are neighbouring channels, so that [MEMBERS,
+    PROTOTYPES] is one contiguous run of channels for every P that is a power of two.
     """
     wide = alpha_ptr.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)

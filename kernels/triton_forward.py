@@ -1,8 +1,9 @@
 """Triton forward kernels of shared_relu: every element of x read once, y written once.
 
-A tile is [ROWS, COLS] with its columns contiguous in memory. Channels first (inner > 1): a row is one (n, c), its columns are
-positions. Channels last (inner == 1): a row is one position, its columns are channels and the source is gathered inside a row.
-One program per tile in a one-dimensional grid, whose limit of 2^31 - 1 programs is beyond any tensor that fits a GPU.
+A tile is [ROWS, COLS] with its columns contiguous in memory. Channels first (inner > 1): a row is one (n, c), its
+columns are positions. Channels last (inner == 1): a row is one position, its columns are channels and the source
+is gathered inside a row. One program per tile in a one-dimensional grid, whose limit of 2^31 - 1 programs is
+beyond any tensor that fits a GPU.
 """
 
 import triton

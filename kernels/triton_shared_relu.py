@@ -1,7 +1,7 @@
 """shared_relu in Triton: `forward` and `backward` with the contract of the raw ops (docs/design.md, section 3).
 
-Runs on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1. Equations: reference.py. Tile sizes are plain functions of
-the shape, so that the order of every sum, and with it every bit of the result, depends on nothing else.
+Runs on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1. Equations: reference.py. Tile sizes are plain
+functions of shape and dtype: the order of every sum, and with it every bit of the result, depends on nothing else.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +25,10 @@ MAX_TILES_PER_CHUNK = 8
 MAX_CHUNKS = 8192
 # Channels in a row of the channels-last soft tile: 128 bytes of float32.
 SOFT_LANES = 32
-# Elements of that tile for 256 threads: 64 positions of float32 or 16 of float64 keep partial sums small beside dx, and more
-# elements a thread spill (scripts/check-kernels).
-SOFT_TILE, SOFT_TILE_DOUBLE, SOFT_WARPS = 2048, 512, 8
+# Elements of that tile and warps for it: 64 positions (16 of float64) keep partial sums small beside dx; more
+# elements a thread, or 8 warps for float64, spill (scripts/check-kernels).
+SOFT_TILE, SOFT_WARPS = 2048, 8
+SOFT_TILE_DOUBLE, SOFT_WARPS_DOUBLE = 512, 4
 # Tile of the second pass: 64 bytes of a row of partial sums, many rows.
 SUM_ROWS, SUM_COLS = 256, 16
 
@@ -85,8 +86,8 @@ def forward(
             lines = shape.outer * shape.channels
             rows, cols = _tile(lines, shape.inner)
             grid = triton.cdiv(lines, rows) * triton.cdiv(shape.inner, cols)
-            sizes = (lines, shape.channels, shape.inner, leader.shape[1])
-            forward_channels_first[(grid,)](*tensors, *sizes, SOFT=soft, ROWS=rows, COLS=cols)
+            lengths = (lines, shape.channels, shape.inner, leader.shape[1])
+            forward_channels_first[(grid,)](*tensors, *lengths, SOFT=soft, ROWS=rows, COLS=cols)
     return y
 
 
@@ -156,11 +157,13 @@ def _backward_hard(
 def _backward_soft(
     grad: Tensor, x: Tensor, leader: Tensor, gates: tuple[Tensor | None, ...], dx: Tensor, dleader: Tensor | None
 ) -> Tensor:
-    """Writes dx and, given dleader, its first P channels; returns the partial sums [2, chunks, C] of dalpha and dbeta."""
+    """Writes dx and, given dleader, its first P channels; returns the partial sums [2, chunks, C]."""
     outer, channels, inner = geometry(x)
     offsets = gates[2]
     assert offsets is not None
     prototypes = offsets.shape[0] - 1
+    kernel: Any
+    sizes: tuple[int, ...]
     if inner > 1:
         rows, cols = _tile(outer, inner)
         chunks, blocks = triton.cdiv(outer, rows) * triton.cdiv(inner, cols), prototypes
@@ -168,11 +171,12 @@ def _backward_soft(
     else:
         lanes = _power_of_2(prototypes, SOFT_LANES)
         deep = _power_of_2(triton.cdiv(channels, prototypes), SOFT_LANES // lanes)
-        elements = SOFT_TILE_DOUBLE if x.dtype == torch.float64 else SOFT_TILE
+        double = x.dtype == torch.float64
+        elements, warps = (SOFT_TILE_DOUBLE, SOFT_WARPS_DOUBLE) if double else (SOFT_TILE, SOFT_WARPS)
         rows = _power_of_2(outer, elements // (lanes * deep))
         chunks, blocks = triton.cdiv(outer, rows), triton.cdiv(prototypes, lanes)
         kernel, sizes = backward_soft_channels_last, (outer, channels)
-        tile = {"ROWS": rows, "MEMBERS": deep, "PROTOTYPES": lanes, "num_warps": SOFT_WARPS}
+        tile = {"ROWS": rows, "MEMBERS": deep, "PROTOTYPES": lanes, "num_warps": warps}
     partial = gates[3].new_empty((2, chunks, channels))  # type: ignore[union-attr]
     kernel[(chunks * blocks,)](
         grad, x, leader, *gates, dx, dleader, partial,

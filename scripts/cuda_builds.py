@@ -28,7 +28,7 @@ def missing() -> str | None:
 
 
 def build(architectures: list[int], cache: Path, *, only: str = "", folder: Path = SOURCES) -> list[Built]:
-    """Every kernel of every .cu in `folder` with `only` in its name, for every architecture, two compilations at a time."""
+    """Every kernel of every .cu in `folder` with `only` in its name, per architecture; two compilations at a time."""
     jobs = list(product(sorted(path for path in folder.glob("*.cu") if only in path.name), architectures))
     with ThreadPoolExecutor(2) as pool:
         return [built for kernels in pool.map(lambda job: _kernels(*job, cache), jobs) for built in kernels]
@@ -37,14 +37,19 @@ def build(architectures: list[int], cache: Path, *, only: str = "", folder: Path
 def _kernels(source: Path, architecture: int, cache: Path) -> list[Built]:
     found = sass.kernels(_cubin(source, architecture, cache))
     names = sass.demangle([kernel.symbol for kernel in found])
-    return [Built("cuda", *_split(name), architecture, kernel, _is_wide(name)) for name, kernel in zip(names, found, strict=True)]
+    return [
+        Built("cuda", *_split(name), architecture, kernel, _is_wide(name))
+        for name, kernel in zip(names, found, strict=True)
+    ]
 
 
 def _cubin(source: Path, architecture: int, cache: Path) -> Path:
     """The compiled file, from the cache where source, headers, compiler and flags are the same."""
     headers = sorted([*source.parent.glob("*.cuh"), *source.parent.glob("*.h")])
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([version, *FLAGS, *(p.read_text() for p in [source, *headers])]).encode()).hexdigest()
+    key = hashlib.sha256(
+        "\0".join([version, *FLAGS, *(p.read_text() for p in [source, *headers])]).encode()
+    ).hexdigest()
     cubin = cache / f"{source.stem}-sm_{architecture}-{key[:16]}.cubin"
     if not cubin.is_file():
         cache.mkdir(parents=True, exist_ok=True)

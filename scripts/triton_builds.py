@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel ahead of time, as it is launched on a GPU, for architectures that need not be present."""
+"""Compiles every Triton kernel ahead of time, as launched on a GPU, for architectures that need not be present."""
 
 import inspect
 import tempfile
@@ -14,7 +14,7 @@ import sass
 from build_check import Built
 
 DTYPES = ("fp32", "fp16", "bf16", "fp64")
-# Wider tiles of fp32 and bf16 are the ones whose speed counts.
+# The dtypes whose 16-byte accesses are demanded.
 WIDE_DTYPES = ("fp32", "bf16")
 
 
@@ -56,10 +56,10 @@ def _variants() -> Iterator[Variant]:
         yield Variant("triton_backward", "backward_hard_channels_last", dtype, (("ROWS", 16), ("COLS", 64)), wide)
         for own in (False, True):
             first = (("OWN", own), ("ROWS", 1), ("COLS", 1024))
-            rows = 16 if dtype == "fp64" else 64
+            rows, warps = (16, 4) if dtype == "fp64" else (64, 8)
             last = (("OWN", own), ("ROWS", rows), ("MEMBERS", 2), ("PROTOTYPES", 16))
             yield Variant("triton_backward_soft", "backward_soft_channels_first", dtype, first, wide)
-            yield Variant("triton_backward_soft", "backward_soft_channels_last", dtype, last, warps=8)
+            yield Variant("triton_backward_soft", "backward_soft_channels_last", dtype, last, warps=warps)
     for dtype in ("fp32", "fp64"):
         yield Variant("triton_backward", "sum_partials", dtype, (("ROWS", 256), ("COLS", 16)))
 
@@ -72,7 +72,13 @@ def _signature(variant: Variant, names: list[str]) -> tuple[dict[str, str], dict
         constants |= {"soft_ptr": None, "gamma_ptr": None}
     if constants.get("OWN") is True:
         constants |= {"dsource_ptr": None}
-    pointers = {"x": variant.dtype, "source": variant.dtype, "grad": variant.dtype, "y": variant.dtype, "dx": variant.dtype}
+    pointers = {
+        "x": variant.dtype,
+        "source": variant.dtype,
+        "grad": variant.dtype,
+        "y": variant.dtype,
+        "dx": variant.dtype,
+    }
     pointers |= {"dsource": variant.dtype} | dict.fromkeys(("pi", "members", "offsets", "soft"), "i32")
     types = {}
     for name in names:
