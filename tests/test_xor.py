@@ -18,7 +18,10 @@ def xor():
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as main() does: the tensors hold a few hundred numbers
     yield module
+    torch.set_num_threads(threads)
     del sys.modules[spec.name]
 
 
@@ -66,12 +69,8 @@ def test_the_gates_turn_hard_replicates_first(xor):
 
 def test_a_short_run_prints_and_draws(xor, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    threads = torch.get_num_threads()
     picture = tmp_path / "xor.png"
-    try:
-        xor.main(["--epochs", "3", "--seeds", "2", "--out", str(picture)])
-    finally:
-        torch.set_num_threads(threads)
+    xor.main(["--epochs", "3", "--seeds", "2", "--out", str(picture)])
     printed = capsys.readouterr().out.splitlines()
     assert [line[:36].strip() for line in printed[:4]] == [kind.name for kind in xor.KINDS]
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
