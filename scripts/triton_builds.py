@@ -13,6 +13,8 @@ from typing import Any
 import sass
 from build_check import Built
 
+# Kernels from which two processes are worth importing torch twice.
+POOL_FROM = 12
 DTYPES = ("fp32", "fp16", "bf16", "fp64")
 # The dtypes whose 16-byte accesses are demanded.
 WIDE_DTYPES = ("fp32", "bf16")
@@ -115,8 +117,10 @@ def _compile(job: tuple[Variant, int]) -> Built:
 
 
 def build(architectures: list[int], only: str = "") -> list[Built]:
-    """Every variant whose kernel's name contains `only`, for every architecture, in two processes."""
+    """Every variant whose kernel's name contains `only`, for every architecture; many of them in two processes."""
     jobs = [(variant, a) for variant in _variants() if only in variant.kernel for a in architectures]
+    if len(jobs) < POOL_FROM:
+        return [_compile(job) for job in jobs]
     # spawn: a forked child would inherit this process's threads' locks.
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         return list(pool.map(_compile, jobs, chunksize=4))
