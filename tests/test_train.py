@@ -194,7 +194,7 @@ def test_metrics_have_one_row_an_epoch_and_the_switch_goes_down_to_none(finished
     drelus = [int(row["drelus"]) for row in rows]
     assert drelus[:4] == [0] * 4
     assert drelus[6:] == [result.plan.drelus] * 4
-    assert [float(row["lr"]) for row in rows[4:8]] == [0.005] * 4
+    assert [float(row["lr"]) for row in rows[4:8]] == [small().phase[2].lr] * 4
     assert all(math.isfinite(float(row["loss"])) for row in rows)
 
 
@@ -250,6 +250,14 @@ def test_a_given_teacher_takes_the_place_of_its_phase(finished, tmp_path):
     assert [row["phase"] for row in student.rows] == ["baseline", "baseline"]
     assert student.phase_checkpoint("teacher").read_bytes() == teacher.read_bytes()
     assert student.plan.drelus == 1920
+
+
+def test_a_teacher_can_be_all_a_recipe_trains(tmp_path):
+    file = tmp_path / "teacher.toml"
+    file.write_text(small("demo-relu", "phase.*.epochs=1").to_toml().rpartition("[[phase]]")[0])
+    result = train(file, tmp_path / "run")
+    assert {site.kind for site in load_checkpoint(result.checkpoint).plan} == {"gelu"}
+    assert [row["phase"] for row in result.rows] == ["teacher"]
 
 
 def test_affine_off_leaves_alpha_and_beta_alone(finished, tmp_path):

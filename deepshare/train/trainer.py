@@ -1,6 +1,5 @@
 """A whole run: recipe in, checkpoint out, resumable at every moment."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +46,10 @@ def train(
     device: str | torch.device | None = None,
     resume: bool = False,
     teacher: str | Path | None = None,
-    overrides: Iterable[str] = (),
 ) -> TrainResult:
     """Run every phase of `recipe` in the folder `run_dir`.
 
-    recipe: a Recipe, a TOML file, or the name of a recipe that comes with the package; overrides: `key=value`
-        strings, only with a file or name
+    recipe: a Recipe (load_recipe also takes changes), a TOML file, or the name of one that comes with the package
     data_root: folder of the official data files (CIFAR)
     device: default the first CUDA device, else the CPU
     resume: go on where a run in `run_dir` stopped (a finished one is returned as it is, none yet is begun). On one
@@ -62,7 +59,7 @@ def train(
     Raises RecipeError, DataError, CheckpointError (the teacher), TrainingError; nothing is written before all of
     them that can be known in advance.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
     folder.check(recipe, teacher_path, resume=resume)
     dataset = _load_data(recipe, data_root)
@@ -136,10 +133,8 @@ def _finish(run: Run, state: State) -> None:
         split: evaluate(model, run.dataset.batches(name, EVAL_BATCH))
         for split, name in (("test_accuracy", "test"), ("val_accuracy", "val"))
     }
-    save_checkpoint(
-        run.folder.path / "final.safetensors",
-        model, run.spec, run.plan, recipe=run.recipe.to_dict(), metrics=metrics,
-    )  # fmt: skip
+    final = run.folder.path / "final.safetensors"
+    save_checkpoint(final, model, last.spec, last.plan, recipe=run.recipe.to_dict(), metrics=metrics)
     run.progress.say(f"{run.recipe.name}: {run.plan.drelus:,} DReLUs, test {100 * metrics['test_accuracy']:.2f} %")
     run.folder.write_result({"recipe": run.recipe.name, "drelus": run.plan.drelus, **metrics, "rows": list(state.rows)})
 
