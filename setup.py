@@ -158,7 +158,9 @@ class NativeBuild(build_ext):
             if setting("DEEPSHARE_BUILD") == "require":
                 raise SystemExit(f"deepshare: DEEPSHARE_BUILD=require, but {error}") from None
             warn(str(error), PURE_PYTHON)
-            target.unlink(missing_ok=True)  # one of an earlier build would be packed in its place
+            target.unlink(missing_ok=True)
+            if self.editable_mode:  # the library of an earlier build would be imported in place of none
+                (ROOT / self.get_ext_filename(ext.name)).unlink(missing_ok=True)
 
     def _build(self, target: Path) -> None:
         reason = obstacle()

@@ -50,7 +50,8 @@ inline Tensor empty_strided(const Dims& sizes, const Dims& strides, int32_t dtyp
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &index));
   AtenTensorHandle handle = nullptr;
   const auto rank = static_cast<int64_t>(sizes.size());
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes.data(), strides.data(), dtype, type, index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(rank, sizes.data(), strides.data(), dtype, type, index, &handle));
   return Tensor(handle);
 }
 
@@ -74,8 +75,9 @@ inline Tensor as_dense(const Tensor& tensor, const Dims& order) {
   return copy;
 }
 
-// The order for all tensors of a call: that of x, or, where x is not dense, that of torch.empty_like(x), which is what y will have.
-// With one channel the place of the channel dimension in x says nothing, so that a source may give it.
+// The order for all tensors of a call: that of x, or, where x is not dense, that of torch.empty_like(x),
+// which is what y will have. With one channel the place of the channel dimension in x says nothing, so that a
+// source may give it.
 inline Dims common_order(const Tensor& x, const Tensor& y, const Tensor* source) {
   if (source != nullptr && x.size(kChannelDim) == 1) {
     const Dims order = storage_order(*source);

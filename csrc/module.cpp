@@ -1,4 +1,5 @@
-// The Python module deepshare._C. Importing it registers the raw ops (ops.cpp); its one function tells how it was built.
+// The Python module deepshare._C. Importing it registers the raw ops (ops.cpp); its one function tells how it
+// was built.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -75,6 +76,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of deepshare: raw ops for CPU and CUDA tensors.";
   deepshare::cpu::best_kernels();  // a wrong DEEPSHARE_CPU_ISA fails here, not in the middle of a network
-  module.def("build_info", &build_info,
-             "How this library was built (version, compiler, torch, CUDA) and what it found on this processor.");
+  module.def(
+      "build_info", &build_info,
+      "How this library was built (version, compiler, torch, CUDA) and what it found on this processor.");
 }

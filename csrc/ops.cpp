@@ -1,10 +1,9 @@
-// The raw ops shared_relu_native and shared_relu_backward_native for CPU and CUDA tensors, on torch's stable ABI: one library serves
-// every torch since 2.11, with or without CUDA. Schemas and fakes stand in deepshare/ops.py; what the caller guarantees stands in
-// docs/design.md, section 3.
+// The raw ops shared_relu_native and shared_relu_backward_native for CPU and CUDA tensors, on torch's stable
+// ABI: one library serves every torch since 2.11, with or without CUDA. Schemas and fakes stand in
+// deepshare/ops.py; what the caller guarantees stands in docs/design.md, section 3.
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-
-#include <dlfcn.h>
 
 #include <optional>
 #include <stdexcept>
@@ -26,11 +25,16 @@ using OptionalTensor = std::optional<Tensor>;
 
 Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::Half: return Dtype::kFloat16;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    default: throw std::runtime_error("shared_relu: x must be float32, float16, bfloat16 or float64");
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    default:
+      throw std::runtime_error("shared_relu: x must be float32, float16, bfloat16 or float64");
   }
 }
 
@@ -61,18 +65,24 @@ Geometry geometry_of(const Tensor& x, const OptionalTensor& source, const Dims& 
 }
 
 void cpu_parallel_for(int64_t begin, int64_t end, int64_t grain, cpu::RangeBody body, void* context) {
-  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) { body(first, last, context); });
+  torch::stable::parallel_for(begin, end, grain,
+                              [&](int64_t first, int64_t last) { body(first, last, context); });
 }
 
 #if defined(DEEPSHARE_CUDA)
-// torch's current stream. Looked up at run time, because a CPU torch has no libtorch_cuda.so and must still load this library.
+// torch's current stream. Looked up at run time, because a CPU torch has no libtorch_cuda.so and must still
+// load this library.
 void* current_stream(const Tensor& x) {
   using Getter = AOTITorchError (*)(int32_t, void**);
   static const Getter getter = []() -> Getter {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return library == nullptr ? nullptr : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
-  if (getter == nullptr) throw std::runtime_error("shared_relu: this torch has no aoti_torch_get_current_cuda_stream (libtorch_cuda.so)");
+  if (getter == nullptr)
+    throw std::runtime_error(
+        "shared_relu: this torch has no aoti_torch_get_current_cuda_stream (libtorch_cuda.so)");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(getter(x.get_device_index(), &stream));
   return stream;
@@ -84,8 +94,12 @@ void check_launch(const char* error) {
 #endif
 
 struct OnCpu {
-  static void forward(const ForwardArgs& args, const Tensor&) { cpu::best_kernels().forward(args, cpu_parallel_for); }
-  static void backward(const BackwardArgs& args, const Tensor&) { cpu::best_kernels().backward(args, cpu_parallel_for); }
+  static void forward(const ForwardArgs& args, const Tensor&) {
+    cpu::best_kernels().forward(args, cpu_parallel_for);
+  }
+  static void backward(const BackwardArgs& args, const Tensor&) {
+    cpu::best_kernels().backward(args, cpu_parallel_for);
+  }
 };
 
 #if defined(DEEPSHARE_CUDA)
@@ -107,8 +121,8 @@ struct OnCuda {
 #endif
 
 template <class Device>
-Tensor forward(const Tensor& x, const OptionalTensor& source, const Tensor& pi, const Tensor& alpha, const Tensor& beta,
-               const OptionalTensor& soft_channels, const OptionalTensor& gamma) {
+Tensor forward(const Tensor& x, const OptionalTensor& source, const Tensor& pi, const Tensor& alpha,
+               const Tensor& beta, const OptionalTensor& soft_channels, const OptionalTensor& gamma) {
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   const Dims order = common_order(x, y, source.has_value() ? &*source : nullptr);
@@ -141,12 +155,13 @@ Gradients zero_gradients(Tensor dx, Tensor dsource, const Tensor& alpha, const T
 }
 
 template <class Device>
-Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& source, const Tensor& pi, const Tensor& members,
-                   const Tensor& offsets, const Tensor& alpha, const Tensor& beta, const OptionalTensor& soft_channels,
-                   const OptionalTensor& gamma) {
+Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& source, const Tensor& pi,
+                   const Tensor& members, const Tensor& offsets, const Tensor& alpha, const Tensor& beta,
+                   const OptionalTensor& soft_channels, const OptionalTensor& gamma) {
   const bool with_dsource = source.has_value() && soft_channels.has_value();
   Tensor dx = torch::stable::empty_like(x);
-  Tensor dsource = with_dsource ? torch::stable::empty_like(*source) : empty_strided({0}, {1}, dtype_code(x), x);
+  Tensor dsource =
+      with_dsource ? torch::stable::empty_like(*source) : empty_strided({0}, {1}, dtype_code(x), x);
   if (x.numel() == 0) return zero_gradients(dx, dsource, alpha, beta);
 
   const Dims order = common_order(x, dx, source.has_value() ? &*source : nullptr);

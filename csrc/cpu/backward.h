@@ -1,6 +1,7 @@
 // The gradients of shared_relu, in the loop orders of forward.h:
 //   dx[c] = g * (alpha[c] * gate + beta[c]),  dalpha[c] = sum g * x * gate,  dbeta[c] = sum g * x,
-//   ds[p] = sum over soft c with pi[c] = p of g * x * alpha[c] * gamma * phi(gamma * s[p])   (added to dx where x is the source)
+//   ds[p] = sum over soft c with pi[c] = p of g * x * alpha[c] * gamma * phi(gamma * s[p])   (added to dx
+//   where x is the source)
 #pragma once
 
 #include "gates.h"
@@ -8,7 +9,8 @@
 namespace deepshare::cpu {
 namespace {
 
-// A row's sums, in this many interleaved parts: element i goes to part i % kLanes on every instruction set, so bits agree.
+// A row's sums, in this many interleaved parts: element i goes to part i % kLanes on every instruction set,
+// so bits agree.
 constexpr int64_t kLanes = 16;
 
 template <class A>
@@ -34,7 +36,8 @@ constexpr int64_t kVectorBytes = 32;
 #else
 constexpr int64_t kVectorBytes = 16;
 #endif
-// GCC's and clang's vector type: written out, because their auto-vectorisers leave a loop with two running sums scalar.
+// GCC's and clang's vector type: written out, because their auto-vectorisers leave a loop with two running
+// sums scalar.
 template <class A>
 struct Vector {
   typedef A type __attribute__((vector_size(kVectorBytes)));
@@ -76,9 +79,11 @@ void write(V values, A* to) {
   std::memcpy(to, &values, sizeof(V));
 }
 
-// out[i] = g * factor, or with kAdd out[i] += g * factor, and the row's part of the sums. `s` is what `gates` reads.
+// out[i] = g * factor, or with kAdd out[i] += g * factor, and the row's part of the sums. `s` is what `gates`
+// reads.
 template <bool kAdd, class A, class Gates>
-void gradient_row(const A* g, const A* x, const A* s, int64_t count, const Gates& gates, A* out, LaneSums<A>& sums) {
+void gradient_row(const A* g, const A* x, const A* s, int64_t count, const Gates& gates, A* out,
+                  LaneSums<A>& sums) {
   const auto step = [&](auto type, int64_t i, int64_t lane) {
     using V = decltype(type);
     V gate, factor;
@@ -97,9 +102,11 @@ void gradient_row(const A* g, const A* x, const A* s, int64_t count, const Gates
   for (int64_t lane = 0; i < count; ++i, ++lane) step(A{}, i, lane);
 }
 
-// gradient_row for the channels of one pixel, whose source values were gathered to `s`; the sums are per channel.
+// gradient_row for the channels of one pixel, whose source values were gathered to `s`; the sums are per
+// channel.
 template <class A>
-void gradient_pixel(const A* g, const A* x, const A* s, const Channels<A>& channels, A* out, A* gated, A* total) {
+void gradient_pixel(const A* g, const A* x, const A* s, const Channels<A>& channels, A* out, A* gated,
+                    A* total) {
   const auto step = [&](auto type, int64_t c) {
     using V = decltype(type);
     const auto open = read<V>(s + c) >= V{};
@@ -153,28 +160,31 @@ struct Backward {
   void hard_rows() const {
     const Spans spans(geometry, kPiece);
     const Partials<A> partials(spans.blocks, channels.count);
-    for_ranges(parallel_for, spans.blocks * channels.count, spans.piece * spans.per_block, [&](int64_t begin, int64_t end) {
-      Buffer<A> wide_g(kPiece), wide_x(kPiece), wide_s(kPiece), wide_out(kPiece);
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t block = item / channels.count, c = item % channels.count, p = channels.prototype[c];
-        const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
-        const BySign<A> gates{channels.on[c], channels.off[c]};
-        LaneSums<A> sums;
-        for (int64_t span = block * spans.per_block; span < last; ++span) {
-          const int64_t outer = spans.outer_of(span), first = spans.first_of(span), count = spans.length_at(first);
-          const int64_t at = (outer * channels.count + c) * spans.inner + first;
-          const T* gate_row = source + (outer * channels.source_count + p) * spans.inner + first;
-          const A* g = load(grad + at, count, wide_g.get());
-          const A* values = load(x + at, count, wide_x.get());
-          const A* s = gate_row == x + at ? values : load(gate_row, count, wide_s.get());
-          A* out = target(dx + at, wide_out.get());
-          gradient_row<false>(g, values, s, count, gates, out, sums);
-          store(out, count, dx + at);
-        }
-        partials.gated(block)[c] = LaneSums<A>::fold(sums.gated);
-        partials.total(block)[c] = LaneSums<A>::fold(sums.total);
-      }
-    });
+    for_ranges(parallel_for, spans.blocks * channels.count, spans.piece * spans.per_block,
+               [&](int64_t begin, int64_t end) {
+                 Buffer<A> wide_g(kPiece), wide_x(kPiece), wide_s(kPiece), wide_out(kPiece);
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t block = item / channels.count, c = item % channels.count,
+                                 p = channels.prototype[c];
+                   const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
+                   const BySign<A> gates{channels.on[c], channels.off[c]};
+                   LaneSums<A> sums;
+                   for (int64_t span = block * spans.per_block; span < last; ++span) {
+                     const int64_t outer = spans.outer_of(span), first = spans.first_of(span),
+                                   count = spans.length_at(first);
+                     const int64_t at = (outer * channels.count + c) * spans.inner + first;
+                     const T* gate_row = source + (outer * channels.source_count + p) * spans.inner + first;
+                     const A* g = load(grad + at, count, wide_g.get());
+                     const A* values = load(x + at, count, wide_x.get());
+                     const A* s = gate_row == x + at ? values : load(gate_row, count, wide_s.get());
+                     A* out = target(dx + at, wide_out.get());
+                     gradient_row<false>(g, values, s, count, gates, out, sums);
+                     store(out, count, dx + at);
+                   }
+                   partials.gated(block)[c] = LaneSums<A>::fold(sums.gated);
+                   partials.total(block)[c] = LaneSums<A>::fold(sums.total);
+                 }
+               });
     partials.reduce(1, dalpha, dbeta, parallel_for);
   }
 
@@ -182,18 +192,19 @@ struct Backward {
     const Spans spans(geometry, kSoftPiece);
     const ByPrototype<A> sorted(channels);
     const Partials<A> partials(spans.blocks, channels.count);
-    for_ranges(parallel_for, spans.blocks, spans.piece * spans.per_block * channels.count, [&](int64_t begin, int64_t end) {
-      SoftRows work(*this, spans, sorted);
-      for (int64_t block = begin; block < end; ++block) {
-        work.reset();
-        const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
-        for (int64_t span = block * spans.per_block; span < last; ++span) work.span(span);
-        for (int64_t c = 0; c < channels.count; ++c) {
-          partials.gated(block)[c] = LaneSums<A>::fold(work.sums[c].gated);
-          partials.total(block)[c] = LaneSums<A>::fold(work.sums[c].total);
-        }
-      }
-    });
+    for_ranges(parallel_for, spans.blocks, spans.piece * spans.per_block * channels.count,
+               [&](int64_t begin, int64_t end) {
+                 SoftRows work(*this, spans, sorted);
+                 for (int64_t block = begin; block < end; ++block) {
+                   work.reset();
+                   const int64_t last = smaller(spans.count, (block + 1) * spans.per_block);
+                   for (int64_t span = block * spans.per_block; span < last; ++span) work.span(span);
+                   for (int64_t c = 0; c < channels.count; ++c) {
+                     partials.gated(block)[c] = LaneSums<A>::fold(work.sums[c].gated);
+                     partials.total(block)[c] = LaneSums<A>::fold(work.sums[c].total);
+                   }
+                 }
+               });
     partials.reduce(1, dalpha, dbeta, parallel_for);
   }
 
@@ -204,7 +215,8 @@ struct Backward {
     const ByPrototype<A>& sorted;
     Buffer<LaneSums<A>> sums;
     Buffer<A> wide_g, wide_x, wide_s, wide_out;
-    Buffer<A> to_source;  // [P, piece]: the soft gradient, and where x is the source the rest of dx too: rounded once
+    Buffer<A> to_source;  // [P, piece]: the soft gradient, and where x is the source the rest of dx too:
+                          // rounded once
     GateRow<A> gates;
 
     SoftRows(const Backward& call_, const Spans& spans_, const ByPrototype<A>& sorted_)
@@ -226,7 +238,8 @@ struct Backward {
     A* source_row(int64_t p) const { return to_source.get() + p * kSoftPiece; }
 
     void span(int64_t index) {
-      const int64_t outer = spans.outer_of(index), first = spans.first_of(index), count = spans.length_at(first);
+      const int64_t outer = spans.outer_of(index), first = spans.first_of(index),
+                    count = spans.length_at(first);
       gates.forget();
       for (int64_t p = 0; p < call.channels.prototypes; ++p) {
         for (int64_t i = 0; i < count; ++i) source_row(p)[i] = 0;
@@ -284,7 +297,8 @@ struct Backward {
   }
 
   void hard_pixels() const {
-    const int64_t width = channels.count, per_block = pixels_per_block(), blocks = divide_up(geometry.outer, per_block);
+    const int64_t width = channels.count, per_block = pixels_per_block(),
+                  blocks = divide_up(geometry.outer, per_block);
     const Partials<A> partials(blocks, width);
     for_ranges(parallel_for, blocks, per_block * width, [&](int64_t begin, int64_t end) {
       Buffer<A> wide_g(width), wide_x(width), wide_s(channels.prototypes), wide_out(width), gathered(width);
@@ -342,7 +356,8 @@ struct Backward {
       const int64_t width = channels.count;
       const A* g = load(call.grad + index * width, width, wide_g.get());
       const A* x = load(call.x + index * width, width, wide_x.get());
-      const A* s = call.own ? x : load(call.source + index * channels.source_count, channels.prototypes, wide_s.get());
+      const A* s =
+          call.own ? x : load(call.source + index * channels.source_count, channels.prototypes, wide_s.get());
       for (int64_t p = 0; p < channels.prototypes; ++p) to_source[p] = 0;
       for (int64_t p = 0; p < channels.soft_prototypes; ++p) {
         gate[p] = soft_gate(s[p], channels.gamma);

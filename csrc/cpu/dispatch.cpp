@@ -30,7 +30,8 @@ bool has_v3() {
 }
 bool has_v4() {
   return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512cd");
 }
 #endif
 
@@ -50,7 +51,8 @@ const Kernels& choose() {
     if (wanted == nullptr || *wanted == '\0' || name == wanted) return *build.kernels;
     names += (names.empty() ? "" : ", ") + name;
   }
-  throw std::invalid_argument("DEEPSHARE_CPU_ISA must be one of " + names + " on this processor (got '" + wanted + "')");
+  throw std::invalid_argument("DEEPSHARE_CPU_ISA must be one of " + names + " on this processor (got '" +
+                              wanted + "')");
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Element types, and rows of them as rows of their accumulation type.
 //
-// Everything the kernels include stands in an unnamed namespace: kernels.cpp is compiled once per instruction set, and a function
-// with external linkage would be merged across those objects into one that an older processor cannot run.
+// Everything the kernels include stands in an unnamed namespace: kernels.cpp is compiled once per instruction
+// set, and a function with external linkage would be merged across those objects into one that an older
+// processor cannot run.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +60,8 @@ inline void narrow(float value, BFloat16& out) {
 
 inline float widen(Half value) {
   const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t rebias = magnitude >= 0x7c00u ? (255u - 31u) << 23 : (127u - 15u) << 23;  // inf and NaN keep an all-ones exponent
+  const uint32_t rebias = magnitude >= 0x7c00u ? (255u - 31u) << 23
+                                               : (127u - 15u) << 23;  // inf and NaN keep an all-ones exponent
   const float normal = float_of((magnitude << 13) + rebias);
   const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
   const uint32_t bits = bits_of(magnitude < 0x0400u ? subnormal : normal);
@@ -70,7 +72,8 @@ inline void narrow(float value, Half& out) {
   const uint32_t bits = bits_of(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - ((127u - 15u) << 10);
-  // Below 2^-14 a half counts in steps of 2^-24, which is the spacing of floats at 0.5: the addition does the rounding.
+  // Below 2^-14 a half counts in steps of 2^-24, which is the spacing of floats at 0.5: the addition does the
+  // rounding.
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
   uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
   result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // 65520 and above round to infinity
@@ -97,7 +100,8 @@ void narrow_row(const float* in, int64_t count, T* out) {
 #if defined(__F16C__)
   if constexpr (kIsHalf<T>) {
     for (; i + 8 <= count; i += 8) {
-      const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __m128i halves =
+          _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
     }
   }

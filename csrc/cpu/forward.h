@@ -1,4 +1,5 @@
-// y = x * (alpha * gate + beta), in four loop orders: rows (NCHW) or pixels (NHWC and very short rows), hard or soft gates.
+// y = x * (alpha * gate + beta), in four loop orders: rows (NCHW) or pixels (NHWC and very short rows), hard
+// or soft gates.
 #pragma once
 
 #include "gates.h"
@@ -17,7 +18,8 @@ void scale_by_gate(const A* x, const A* gate, A alpha, A beta, int64_t count, A*
 }
 
 template <class A>
-void scale_by_signs(const A* x, const A* s, const int32_t* prototype, const A* on, const A* off, int64_t count, A* __restrict__ y) {
+void scale_by_signs(const A* x, const A* s, const int32_t* prototype, const A* on, const A* off,
+                    int64_t count, A* __restrict__ y) {
   for (int64_t c = 0; c < count; ++c) {
     const A at_one = on[c], at_zero = off[c];  // loaded before the choice: no control flow, so it vectorises
     y[c] = x[c] * (s[prototype[c]] >= A(0) ? at_one : at_zero);
@@ -83,7 +85,8 @@ struct Forward {
       Buffer<A> wide_x(kSoftPiece), wide_s(kSoftPiece), wide_y(kSoftPiece);
       GateRow<A> gates(kSoftPiece, channels.gamma);
       for (int64_t span = begin; span < end; ++span) {
-        const int64_t outer = spans.outer_of(span), first = spans.first_of(span), count = spans.length_at(first);
+        const int64_t outer = spans.outer_of(span), first = spans.first_of(span),
+                      count = spans.length_at(first);
         gates.forget();
         for (int64_t k = 0; k < channels.count; ++k) {
           const int64_t c = sorted.channel[k], p = channels.prototype[c];
@@ -93,7 +96,8 @@ struct Forward {
           }
           const int64_t at = (outer * channels.count + c) * spans.inner + first;
           A* out = target(y + at, wide_y.get());
-          scale_by_gate(load(x + at, count, wide_x.get()), gates.gate(), channels.alpha[c], channels.beta[c], count, out);
+          scale_by_gate(load(x + at, count, wide_x.get()), gates.gate(), channels.alpha[c], channels.beta[c],
+                        count, out);
           store(out, count, y + at);
         }
       }
@@ -110,7 +114,8 @@ struct Forward {
         const A* values = load(row, width, wide_x.get());
         const A* signs = gate_row == row ? values : load(gate_row, channels.prototypes, wide_s.get());
         A* out = target(y + pixel * width, wide_y.get());
-        scale_by_signs(values, signs, channels.prototype.get(), channels.on.get(), channels.off.get(), width, out);
+        scale_by_signs(values, signs, channels.prototype.get(), channels.on.get(), channels.off.get(), width,
+                       out);
         store(out, width, y + pixel * width);
       }
     });

@@ -1,4 +1,5 @@
-// The CPU kernels for one instruction set. Compiled once per DEEPSHARE_ISA (CMakeLists.txt), each time with other -march flags.
+// The CPU kernels for one instruction set. Compiled once per DEEPSHARE_ISA (CMakeLists.txt), each time with
+// other -march flags.
 #include "backward.h"
 #include "forward.h"
 
@@ -11,10 +12,14 @@ namespace {
 template <template <class> class Op, class Args>
 void by_dtype(const Args& args, ParallelFor parallel_for) {
   switch (args.dtype) {
-    case Dtype::kFloat32: return Op<float>(args, parallel_for).run();
-    case Dtype::kFloat64: return Op<double>(args, parallel_for).run();
-    case Dtype::kFloat16: return Op<Half>(args, parallel_for).run();
-    case Dtype::kBFloat16: return Op<BFloat16>(args, parallel_for).run();
+    case Dtype::kFloat32:
+      return Op<float>(args, parallel_for).run();
+    case Dtype::kFloat64:
+      return Op<double>(args, parallel_for).run();
+    case Dtype::kFloat16:
+      return Op<Half>(args, parallel_for).run();
+    case Dtype::kBFloat16:
+      return Op<BFloat16>(args, parallel_for).run();
   }
 }
 
@@ -22,6 +27,7 @@ void by_dtype(const Args& args, ParallelFor parallel_for) {
 
 namespace DEEPSHARE_ISA {
 extern const Kernels kernels;
-const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA), by_dtype<Forward, ForwardArgs>, by_dtype<Backward, BackwardArgs>};
+const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA), by_dtype<Forward, ForwardArgs>,
+                         by_dtype<Backward, BackwardArgs>};
 }  // namespace DEEPSHARE_ISA
 }  // namespace deepshare::cpu

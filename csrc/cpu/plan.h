@@ -9,9 +9,11 @@
 namespace deepshare::cpu {
 namespace {
 
-// Shorter rows than this are walked as pixels: the (channel, inner) plane of one outer index is then the vector loop.
+// Shorter rows than this are walked as pixels: the (channel, inner) plane of one outer index is then the
+// vector loop.
 constexpr int64_t kShortRow = 16;
-// Positions of a row handled at once; the conversion buffers of the 16-bit types (4 of them) stay in the first-level cache.
+// Positions of a row handled at once; the conversion buffers of the 16-bit types (4 of them) stay in the
+// first-level cache.
 constexpr int64_t kPiece = 1024;
 // The same while gates are soft, where a buffer per prototype is held too.
 constexpr int64_t kSoftPiece = 256;
@@ -27,7 +29,8 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(larger(count, 1))))) {}
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(larger(count, 1))))) {}
   ~Buffer() { ::operator delete(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -40,13 +43,15 @@ class Buffer {
 
 template <class Body>
 void for_ranges(ParallelFor parallel_for, int64_t items, int64_t elements_per_item, const Body& body) {
-  const auto call = [](int64_t first, int64_t last, void* context) { (*static_cast<const Body*>(context))(first, last); };
+  const auto call = [](int64_t first, int64_t last, void* context) {
+    (*static_cast<const Body*>(context))(first, last);
+  };
   const int64_t grain = larger(1, kGrain / larger(1, elements_per_item));
   parallel_for(0, items, grain, call, const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// The per-channel constants of a call. With repeat > 1 (pixels) every channel stands `repeat` times, once per inner position, and
-// its prototype is the same position of pi[c]: the kernels then see rows of one element.
+// The per-channel constants of a call. With repeat > 1 (pixels) every channel stands `repeat` times, once per
+// inner position, and its prototype is the same position of pi[c]: the kernels then see rows of one element.
 template <class A>
 struct Channels {
   int64_t count, prototypes, source_count, repeat;
@@ -102,7 +107,8 @@ struct ByPrototype {
   }
 };
 
-// The positions of a channel, cut into spans (one outer index, at most `piece` inner positions), spans grouped into blocks.
+// The positions of a channel, cut into spans (one outer index, at most `piece` inner positions), spans
+// grouped into blocks.
 struct Spans {
   int64_t inner, piece, per_row, count, per_block, blocks;
 
@@ -123,7 +129,8 @@ struct Spans {
 template <class A>
 class Partials {
  public:
-  Partials(int64_t blocks, int64_t channels) : blocks_(blocks), channels_(channels), sums_(2 * blocks * channels) {}
+  Partials(int64_t blocks, int64_t channels)
+      : blocks_(blocks), channels_(channels), sums_(2 * blocks * channels) {}
   A* gated(int64_t block) const { return sums_.get() + 2 * block * channels_; }
   A* total(int64_t block) const { return gated(block) + channels_; }
 

@@ -1,5 +1,5 @@
-// shared_relu on the CPU. The argument structs are those of the CUDA launchers, so that one binding fills both; here every pointer is
-// host memory, `workspace` is not used, and `prototypes` may be an upper bound.
+// shared_relu on the CPU. The argument structs are those of the CUDA launchers, so that one binding fills
+// both; here every pointer is host memory, `workspace` is not used, and `prototypes` may be an upper bound.
 #pragma once
 
 #include <cstdint>
@@ -13,18 +13,21 @@ using cuda::Dtype;
 using cuda::ForwardArgs;
 using cuda::Geometry;
 
-// Calls body(first, last, context) on disjoint ranges that cover [begin, end), each of at least `grain` items, possibly at once.
+// Calls body(first, last, context) on disjoint ranges that cover [begin, end), each of at least `grain`
+// items, possibly at once.
 using RangeBody = void (*)(int64_t first, int64_t last, void* context);
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 
-// One instruction set's build of the kernels. The bits of a result depend neither on it nor on the number of threads.
+// One instruction set's build of the kernels. The bits of a result depend neither on it nor on the number of
+// threads.
 struct Kernels {
   const char* instruction_set;
   void (*forward)(const ForwardArgs& args, ParallelFor parallel_for);
   void (*backward)(const BackwardArgs& args, ParallelFor parallel_for);
 };
 
-// The widest build that this processor can run, or the one that DEEPSHARE_CPU_ISA names; throws std::invalid_argument if it cannot.
+// The widest build that this processor can run, or the one that DEEPSHARE_CPU_ISA names; throws
+// std::invalid_argument if it cannot.
 const Kernels& best_kernels();
 
 }  // namespace deepshare::cpu
