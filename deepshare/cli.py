@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except _bad_input() as error:
-        print(f"deepshare {options.command}: {error}", file=sys.stderr)
+        print(f"deepshare: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"deepshare {options.command}: interrupted", file=sys.stderr)

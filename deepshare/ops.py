@@ -114,15 +114,23 @@ def backends() -> dict[str, str | None]:
     return {"reference": None, "cpu": cpu, "triton": _triton_missing(), "cuda": _cuda_missing()}
 
 
-# Dynamo must not trace into the search for a backend: its answer is a constant of the process.
-@torch.compiler.assume_constant_result
+def _constant_when_traced(function: Callable[..., str]) -> Callable[..., str]:
+    """torch.compiler.assume_constant_result, but its import of torch._dynamo takes longer than `import torch`.
+
+    Dynamo must not trace into the search for a backend: its answer is a constant of the process.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_when_traced
 def default_backend(device_type: str) -> str:
     """The backend used for tensors on `device_type` ("cpu", "cuda", ...) when none is forced."""
     order = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
     return next((name for name in order if backends()[name] is None), "reference")
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_traced
 def _forced_backend(name: str, device_type: str) -> str:
     if name not in backends():
         raise ValueError(f"shared_relu: backend must be one of {', '.join(backends())} (got {name!r})")
