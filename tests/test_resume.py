@@ -28,20 +28,25 @@ def live(run_dir: Path, kill_at: int | None, events: Path) -> None:
     from deepshare.train import load_recipe, train
     from deepshare.train.progress import Progress
 
-    count = 0
+    count, phase = 0, "begin"
 
     def event(what: str) -> None:
         nonlocal count
         count += 1
         if count == kill_at:
             with events.open("a") as file:
-                file.write(what + "\n")
+                file.write(f"{phase}: {what}\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    step, rename = Progress.after_step, os.replace
+    start, step, rename = Progress.start_epoch, Progress.after_step, os.replace
+
+    def start_epoch(self: Progress, kind: str, *arguments: int) -> None:
+        nonlocal phase
+        phase = kind
+        start(self, kind, *arguments)
 
     def after_step(self: Progress, *arguments: object) -> None:
-        event(f"step in {self.at}")
+        event("step")
         step(self, *arguments)
 
     def replace(source: object, target: object) -> None:
@@ -49,7 +54,7 @@ def live(run_dir: Path, kill_at: int | None, events: Path) -> None:
         rename(source, target)
         event(f"after {target}")
 
-    Progress.after_step, os.replace = after_step, replace
+    Progress.start_epoch, Progress.after_step, os.replace = start_epoch, after_step, replace
     torch.set_num_threads(1)
     train(load_recipe("demo-240", RECIPE), run_dir, resume=True)
     with events.open("a") as file:
@@ -123,9 +128,9 @@ def test_a_run_killed_in_every_phase_ends_in_the_same_weights(undisturbed, tmp_p
     draw = random.Random(0)
     [(lives, folder)] = run(tmp_path / "killed", [draw.randint(count // 12, count // 5) for _ in range(8)])
     deaths = [life for life in lives if not life.endswith("events")]
-    steps = {death.split()[2] for death in deaths if death.startswith("step in")}
-    assert steps | {phase for phase in PHASES for death in deaths if f"/{phase}" in death} == set(PHASES)
-    assert len(deaths) - len(steps) > 2  # some between two renames
+    phases = {death.partition(":")[0] for death in deaths}
+    assert phases >= set(PHASES), deaths
+    assert {death.split()[1] for death in deaths} == {"step", "before", "after"}, deaths
     assert (folder / "log.txt").read_text().count("resumed after") > 5
     assert_same_run(folder, expected)
 
@@ -136,7 +141,7 @@ def test_a_run_killed_in_every_phase_ends_in_the_same_weights(undisturbed, tmp_p
 def test_a_run_killed_at_any_event_ends_in_the_same_weights(undisturbed, tmp_path, part):
     count, expected = undisturbed
     for lives, folder in run(tmp_path / "killed", *([event] for event in range(1 + part, count + 1, 8))):
-        assert lives[0].startswith(("step", "before", "after"))
+        assert lives[0].split()[1] in ("step", "before", "after")
         assert_same_run(folder, expected)
 
 
