@@ -71,28 +71,29 @@ def plot_comparison(results: Sequence[NetworkResult], path: Path) -> Path:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     settings = list(dict.fromkeys(result.secure.weights for result in results))
-    _line(left, [r for r in results if r.secure.weights == settings[0]], "accuracy", "#1f6f8b")
-    left.set(ylabel="test accuracy [%]", title="Accuracy")
+    ordered = sorted(results, key=lambda result: result.secure.drelus)
+    accuracies = [100 * result.accuracy for result in ordered]
+    first = [result for result in ordered if result.secure.weights == settings[0]]
+    left.plot([r.secure.drelus for r in first], [100 * r.accuracy for r in first], "o-", color="#1f6f8b")
+    left.set(ylabel="test accuracy [%]", title="Accuracy", ylim=(max(0, min(accuracies) - 3), 100))
     for setting, colour in zip(settings, _COLOURS, strict=False):
-        _line(right, [r for r in results if r.secure.weights == setting], "latency", colour)
-    right.set(ylabel="seconds an inference, two processes, one machine", title="Secure latency", ylim=(0, None))
-    right.legend([f"weights {setting}" for setting in settings])
+        secure = [result.secure for result in ordered if result.secure.weights == setting]
+        points = [s.drelus for s in secure], [s.seconds_online for s in secure]
+        right.plot(*points, "o-", color=colour, label=f"weights {setting}")
+    right.set(ylabel="seconds an inference", title="Two-party inference, one machine", ylim=(0, None))
+    right.legend()
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="DReLUs")
-        axes.grid(alpha=0.3, which="both")
-        axes.margins(x=0.15, y=0.2)
+        _label_networks(axes, first)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     pyplot.close(figure)
     return write_whole(path, picture.getvalue())
 
 
-def _line(axes: Any, results: Sequence[NetworkResult], what: str, colour: str) -> None:
-    ordered = sorted(results, key=lambda result: result.secure.drelus)
-    drelus = [result.secure.drelus for result in ordered]
-    values = [100 * r.accuracy if what == "accuracy" else r.secure.seconds_online for r in ordered]
-    axes.plot(drelus, values, "o-", color=colour)
-    for result, x, y in zip(ordered, drelus, values, strict=True):
-        axes.annotate(
-            f"{result.name}\n{x:,}", (x, y), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=8
-        )
+def _label_networks(axes: Any, results: Sequence[NetworkResult]) -> None:
+    """A logarithmic axis of DReLUs with one tick per network."""
+    axes.set(xscale="log", xlabel="DReLUs")
+    axes.set_xticks([], minor=True)
+    axes.set_xticks([r.secure.drelus for r in results], [f"{r.secure.drelus:,}\n{r.name}" for r in results])
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
