@@ -1,0 +1,106 @@
+"""The command line: what it prints, and one clear line with exit code 2 for bad input."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepshare import cli, models
+from deepshare.checkpoint import save_checkpoint
+from deepshare.plan import Plan, apply_plan
+
+SPEC = {
+    "name": "resnet18",
+    "num_classes": 10,
+    "width": 2,
+    "stem_relu": False,
+    "in_channels": 1,
+    "input_size": [1, 8, 8],
+}
+
+
+def checkpoint(path: Path, recipe: dict | None = None) -> Path:
+    """A fresh ResNet18 of width 2 for digits, every activation a ReLU."""
+    torch.manual_seed(0)
+    model = models.create("resnet18", num_classes=10, width=2, in_channels=1)
+    plan = Plan.of(model, (1, 8, 8))
+    save_checkpoint(path, apply_plan(model, plan), SPEC, plan, recipe=recipe)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "total"),
+    [
+        (["resnet18", "--input", "3x32x32"], "491,520"),
+        (["resnet18", "--input", "3x32x32", "--stem-relu"], "557,056"),
+        (["resnet18", "--input", "3x64x64"], "1,966,080"),
+        (["resnet34"], "901,120"),
+        (["resnet34", "--stem-relu"], "966,656"),
+        (["resnet18", "--width", "16", "--input", "1x8x8"], "7,680"),
+    ],
+)
+def test_count_prints_the_total(arguments: list[str], total: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["count", *arguments]) == 0
+    assert re.search(rf"^total\s+{total}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_count_of_a_plan_and_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = checkpoint(tmp_path / "net.safetensors")
+    assert cli.main(["count", str(path)]) == 0
+    assert re.search(r"^total\s+960$", capsys.readouterr().out, re.MULTILINE)
+    plan = Plan.of(models.create("resnet18", num_classes=2), (3, 32, 32)).replace("layer1.0.relu1", "linear")
+    plan.save(tmp_path / "plan.json")
+    assert cli.main(["count", "resnet18", "--plan", str(tmp_path / "plan.json")]) == 0
+    assert re.search(rf"^total\s+{491_520 - 65_536:,}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_train_lists_the_recipes(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", "--list"]) == 0
+    assert {"demo-relu", "demo-240", "r18-c100-6k"} <= set(capsys.readouterr().out.split())
+
+
+BAD = {
+    "unknown model": (["count", "resnet19"], r"resnet18, resnet34.*'resnet19'"),
+    "image size": (["count", "resnet18", "--input", "32"], r"3x32x32.*'32'"),
+    "width": (["count", "resnet18", "--width", "0"], r"--width.*got 0"),
+    "no plan": (["count", "resnet18", "--plan", "absent.json"], r"absent\.json"),
+    "unknown recipe": (["train", "demo-1"], r"demo-1"),
+    "no recipe": (["train"], r"RECIPE is missing"),
+    "recipe key": (["train", "demo-240", "--set", "model.depth=3"], r"model\.depth"),
+    "recipe type": (["train", "demo-240", "--set", "model.width=wide"], r"model\.width.*'wide'"),
+    "budget below the floor": (["train", "demo-240", "--set", "plan.budget=10"], r"85.*10|10.*85"),
+    "missing data": (["train", "r18-c100-6k", "--data-root", "nowhere"], r"nowhere.*train"),
+    "no checkpoint": (["secure", "absent.safetensors"], r"absent\.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_clear_line_and_writes_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.match("deepshare: .", printed.err)
+    assert re.search(message, printed.err, re.DOTALL)
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_secure_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = checkpoint(tmp_path / "net.safetensors")
+    assert cli.main(["secure", str(path)]) == 2
+    assert "--data is needed" in capsys.readouterr().err
+    assert cli.main(["secure", str(path), "--data", "digits", "--images", "0"]) == 2
+    assert "--images must be at least 1 (got 0)" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:2000])
+    assert cli.main(["secure", str(path)]) == 2
+    assert "net.safetensors" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "count_table", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["count", "resnet18"])

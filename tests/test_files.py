@@ -1,0 +1,32 @@
+"""write_whole: the new content or the old, never a part."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deepshare.files import write_whole
+
+
+def test_writes_text_and_bytes(tmp_path: Path):
+    assert write_whole(tmp_path / "a", "é").read_bytes() == "é".encode()
+    assert write_whole(str(tmp_path / "a"), b"\x00").read_bytes() == b"\x00"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_whole(tmp_path / "a", "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(OSError, match="absent"):
+        write_whole(tmp_path / "absent" / "a", "x")
