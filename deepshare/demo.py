@@ -15,7 +15,7 @@ from deepshare.train import TrainResult, load_recipe, train
 RECIPES = ("demo-relu", "demo-960", "demo-240")
 LABELS = {"demo-relu": "all-ReLU", "demo-960": "DeepShare", "demo-240": "DeepShare"}
 WEIGHTS: tuple[Weights, ...] = ("public", "secret")
-IMAGES = 60  # per secure run: enough to see a disagreement of a few percent, a few seconds a network
+IMAGES = 40  # per secure run: a few seconds a network
 
 
 def run(out: Path, say: Callable[[str], None] = print) -> Path:
