@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*) $(wildcard kernels/cuda/*)
-# torch first and capped as in setup.py: the build looks it up in the environment, and an uncapped torch pulls its newest CUDA stack
+# torch first, because the build looks it up in the environment. PyPI's own comes with gigabytes of CUDA libraries: where there is no GPU,
+# a CPU build from an index of yours serves as well (`make demo TORCH='torch==2.13.0+cpu'` with that index in pip's configuration).
 TORCH ?= torch>=2.11,<2.14
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # CrypTen's own requirement list names a package that no longer installs, so its real needs stand in our `secure` extra
@@ -20,13 +21,13 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow $(PYTEST)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
 
-format: $(VENV)/.dev
+format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
@@ -48,13 +49,10 @@ $(VENV)/.run: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-deps $(CRYPTEN)
 	touch $@
 
-$(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable '.[test]'
-	touch $@
-
-$(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable '.[dev]'
+$(VENV)/.test: $(VENV)/.torch $(SOURCES)
+	$(PIP) --editable '.[test,dev]'
+	$(PIP) --no-deps $(CRYPTEN)
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info deepshare/_C*.so
+	rm -rf build dist *.egg-info deepshare/_C*.so $(VENV)/.run $(VENV)/.test

@@ -1,23 +1,38 @@
 """The command line: `deepshare doctor | count | train | secure | demo`."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+MAX_WIDTH = 4096  # 64 times the widest network of the papers; beyond it a typing mistake
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did its work, 2 with one line on stderr for bad input, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    _end_on_sigterm()
     try:
+        options = _parser().parse_args(arguments)
         options.run(options)
+    except KeyboardInterrupt:
+        print("deepshare: interrupted", file=sys.stderr)
+        return 130
     except _bad_input() as error:
         print(f"deepshare: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"deepshare {options.command}: interrupted", file=sys.stderr)
-        return 130
     return 0
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command as Ctrl-C does, so that its processes and working folders go with it."""
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def _bad_input() -> tuple[type[Exception], ...]:
@@ -56,10 +71,10 @@ def _add_doctor(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_count(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("count", help="DReLUs per activation site and in total")
     command.add_argument("model", help="a model's name (resnet18, resnet34) or a checkpoint (.safetensors)")
-    command.add_argument("--input", default="3x32x32", metavar="CxHxW", help="image size (default %(default)s)")
+    command.add_argument("--input", metavar="CxHxW", help="image size (default 3x32x32)")
     command.add_argument("--plan", type=Path, help="count this plan (JSON) on the model")
-    command.add_argument("--width", type=int, default=64, help="channels of the first stage (default %(default)s)")
-    command.add_argument("--stem-relu", action="store_true", help="count a ReLU after the stem")
+    command.add_argument("--width", type=int, help="channels of the first stage (default 64)")
+    command.add_argument("--stem-relu", action="store_true", default=None, help="count a ReLU after the stem")
     command.set_defaults(run=_count)
 
 
@@ -108,16 +123,26 @@ def _count(options: argparse.Namespace) -> None:
     from deepshare.plan import Plan, parse_input_size
 
     if options.model not in models.names() and Path(options.model).is_file():
-        print(load_checkpoint(options.model).plan.table())
+        _check_no_model_settings(options)
+        checkpoint = load_checkpoint(options.model)
+        print(f"{options.model}: {models.convention(checkpoint.spec['stem_relu'])}\n{checkpoint.plan.table()}")
         return
     if options.model not in models.names():
         known = ", ".join(models.names())
         raise ArgumentError(f"MODEL must be one of {known}, or a checkpoint file (got {options.model!r})")
-    if options.width < 1:
-        raise ArgumentError(f"--width must be at least 1 (got {options.width})")
-    size = parse_input_size(options.input)
+    width = 64 if options.width is None else options.width
+    if not 1 <= width <= MAX_WIDTH:
+        raise ArgumentError(f"--width must be in 1..{MAX_WIDTH} (got {width})")
+    size = parse_input_size(options.input or "3x32x32")
     plan = None if options.plan is None else Plan.load(options.plan)
-    print(models.count_table(options.model, size, plan=plan, width=options.width, stem_relu=options.stem_relu))
+    print(models.count_table(options.model, size, plan=plan, width=width, stem_relu=bool(options.stem_relu)))
+
+
+def _check_no_model_settings(options: argparse.Namespace) -> None:
+    """A checkpoint says these itself."""
+    for name in ("input", "plan", "width", "stem_relu"):
+        if getattr(options, name) is not None:
+            raise ArgumentError(f"--{name.replace('_', '-')} goes with a model's name, not with a checkpoint")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -144,6 +169,8 @@ def _secure(options: argparse.Namespace) -> None:
     from deepshare import data, secure
     from deepshare.checkpoint import load_checkpoint
 
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ArgumentError(f"--json: the folder of {options.json} does not exist")
     recipe = load_checkpoint(options.checkpoint).recipe
     name = options.data or (recipe or {}).get("data", {}).get("name")
     if name is None:

@@ -1,27 +1,31 @@
 """Files that appear whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
 def write_whole(path: Path | str, content: bytes | str) -> Path:
     """Write `content` beside `path`, then rename: a reader or a killed run never sees half a file.
 
+    A link is followed: its target is replaced, not the link.
+
     Raises:
-        OSError: the folder is missing or not writable; `path` is then as it was.
+        OSError: the folder is missing or not writable, or `path` is a folder or a device; it is then as it was.
     """
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: must be a file to be replaced, it is none")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with open(beside, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
         os.replace(beside, path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: its folder does not exist") from error
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     return path

@@ -18,10 +18,15 @@ FLAGS = ("-std=c++17", "-O3", "-cubin")
 _VECTOR = re.compile(r"^\w+<[^,<>]+, (\d+)")
 
 
+def nvcc() -> str | None:
+    """Path of nvcc: on the PATH, or in the toolkit's usual folder."""
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
 def missing() -> str | None:
     """Why the CUDA sources cannot be checked here, or None."""
-    if shutil.which("nvcc") is None:
-        return "nvcc is not on the PATH"
+    if nvcc() is None:
+        return "nvcc is neither on the PATH nor in /usr/local/cuda/bin"
     if sass.tool("cuobjdump") is None or sass.tool("nvdisasm") is None:
         return "neither Triton's wheel nor the CUDA toolkit has cuobjdump and nvdisasm"
     return None
@@ -46,7 +51,7 @@ def _kernels(source: Path, architecture: int, cache: Path) -> list[Built]:
 def _cubin(source: Path, architecture: int, cache: Path) -> Path:
     """The compiled file, from the cache where source, headers, compiler and flags are the same."""
     headers = sorted([*source.parent.glob("*.cuh"), *source.parent.glob("*.h")])
-    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([str(nvcc()), "--version"], capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256(
         "\0".join([version, *FLAGS, *(p.read_text() for p in [source, *headers])]).encode()
     ).hexdigest()
@@ -54,7 +59,7 @@ def _cubin(source: Path, architecture: int, cache: Path) -> Path:
     if not cubin.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         partial = cubin.with_suffix(".partial")
-        command = ["nvcc", *FLAGS, f"-arch=sm_{architecture}", str(source), "-o", str(partial)]
+        command = [str(nvcc()), *FLAGS, f"-arch=sm_{architecture}", str(source), "-o", str(partial)]
         subprocess.run(command, check=True)
         partial.replace(cubin)
     return cubin

@@ -55,6 +55,13 @@ def test_count_of_a_plan_and_of_a_checkpoint(tmp_path: Path, capsys: pytest.Capt
     assert re.search(rf"^total\s+{491_520 - 65_536:,}$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_count_of_a_checkpoint_takes_no_model_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = str(checkpoint(tmp_path / "net.safetensors"))
+    for flags in (["--plan", "absent.json"], ["--input", "3x8x8"], ["--width", "2"], ["--stem-relu"]):
+        assert cli.main(["count", path, *flags]) == 2
+        assert f"{flags[0]} goes with a model's name" in capsys.readouterr().err
+
+
 def test_train_lists_the_recipes(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["train", "--list"]) == 0
     assert {"demo-relu", "demo-240", "r18-c100-6k"} <= set(capsys.readouterr().out.split())
@@ -64,6 +71,7 @@ BAD = {
     "unknown model": (["count", "resnet19"], r"resnet18, resnet34.*'resnet19'"),
     "image size": (["count", "resnet18", "--input", "32"], r"3x32x32.*'32'"),
     "width": (["count", "resnet18", "--width", "0"], r"--width.*got 0"),
+    "absurd width": (["count", "resnet18", "--width", "1000000000000"], r"--width.*1000000000000"),
     "no plan": (["count", "resnet18", "--plan", "absent.json"], r"absent\.json"),
     "unknown recipe": (["train", "demo-1"], r"demo-1"),
     "no recipe": (["train"], r"RECIPE is missing"),
@@ -71,6 +79,7 @@ BAD = {
     "recipe type": (["train", "demo-240", "--set", "model.width=wide"], r"model\.width.*'wide'"),
     "budget below the floor": (["train", "demo-240", "--set", "plan.budget=10"], r"85.*10|10.*85"),
     "missing data": (["train", "r18-c100-6k", "--data-root", "nowhere"], r"nowhere.*train"),
+    "no folder for the report": (["secure", "a.safetensors", "--json", "nowhere/x.json"], r"nowhere/x\.json"),
     "no checkpoint": (["secure", "absent.safetensors"], r"absent\.safetensors"),
 }
 

@@ -27,6 +27,27 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside(tmp_path: Path, monkey
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_link_is_followed_and_the_umask_kept(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    target = write_whole(tmp_path / "real" / "a", "old")
+    (tmp_path / "link").symlink_to(target)
+    old = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "link", "new")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "link").is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path):
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(OSError, match="must be a file"):
+            write_whole(path, "x")
+    assert Path("/dev/null").is_char_device()
+
+
 def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(OSError, match="absent"):
         write_whole(tmp_path / "absent" / "a", "x")

@@ -122,12 +122,4 @@ const char* shared_relu_backward(const BackwardArgs& args, void* stream) {
   return error != nullptr ? error : launch_sums(args, chunks, on);
 }
 
-const char* probe_device() {
-  cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, sum_partials<float>);
-  if (status == cudaSuccess) return nullptr;
-  cudaGetLastError();  // the reason was read: the next launch check must not see it again
-  return cudaGetErrorString(status);
-}
-
 }  // namespace deepshare::cuda

@@ -68,7 +68,4 @@ size_t backward_workspace_bytes(Dtype dtype, const Geometry& geometry, bool soft
 const char* shared_relu_forward(const ForwardArgs& args, void* stream);
 const char* shared_relu_backward(const BackwardArgs& args, void* stream);
 
-// nullptr if this library has device code for the current CUDA device, else CUDA's reason.
-const char* probe_device();
-
 }  // namespace deepshare::cuda
