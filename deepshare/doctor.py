@@ -1,14 +1,12 @@
 """What is installed, what is used for which device, and why: the text of `deepshare doctor`."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 
 _BACKEND_NAMES = {"reference": "plain PyTorch", "cpu": "C++", "triton": "Triton", "cuda": "C++/CUDA"}
-_CRYPTEN_NEEDS = ("crypten", "omegaconf", "yaml", "onnx")
 _OPTIONAL = {
     "kornia": "colour jitter in training (pip install 'deepshare[train]')",
     "matplotlib": "plots of the demo (pip install 'deepshare[demo]')",
@@ -117,10 +115,9 @@ def _choice() -> Iterator[str]:
 
 
 def _crypten() -> Iterator[str]:
-    from deepshare.secure.crypten_import import INSTALL, load_crypten
+    from deepshare.secure.crypten_import import INSTALL, load_crypten, missing_modules
 
-    missing = [name for name in _CRYPTEN_NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_modules():
         yield f"missing: {', '.join(missing)}"
         yield f"install: {INSTALL}"
         yield "(plain `pip install crypten` fails: its requirements name a withdrawn package)"

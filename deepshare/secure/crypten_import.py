@@ -7,13 +7,18 @@ from types import ModuleType
 
 from deepshare.secure.errors import SecureError
 
+NEEDS = ("crypten", "omegaconf", "yaml", "onnx")  # modules: CrypTen and what importing it takes
 INSTALL = "pip install --no-deps crypten==0.4.1 && pip install omegaconf pyyaml onnx"
+
+
+def missing_modules() -> list[str]:
+    """Those of NEEDS that are not installed; imports nothing."""
+    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
 
 
 def require_crypten() -> None:
     """Raises SecureError with the install command if CrypTen or what it needs is absent; imports nothing."""
-    missing = [name for name in ("crypten", "omegaconf", "yaml", "onnx") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_modules():
         raise SecureError(
             f"secure: {', '.join(missing)} not installed (CrypTen's own requirements are broken); install: {INSTALL}"
         )
