@@ -1,6 +1,7 @@
 """Recipes: what is read, what is refused and how, and that the shipped ones say what the paper's Table 7 says."""
 
 import tomllib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -198,3 +199,13 @@ def test_toml_written_is_toml_read(path):
     recipe = load_recipe(path, ['name="a \\"quoted\\" näme"'])
     assert isinstance(recipe, Recipe)
     assert tomllib.loads(recipe.to_toml())["name"] == 'a "quoted" näme'
+
+
+def test_every_character_survives_being_written(path):
+    head, _, rest = load_recipe(path).to_toml().partition("\n")
+    assert head == 'name = "small"'
+    name = "".join(map(chr, range(0x100))) + "\u2028 \U0001f600"
+    written = replace(load_recipe(path), name=name).to_toml()
+    path.write_text(written, encoding="utf-8")
+    assert load_recipe(path).name == name
+    assert written.endswith(rest)

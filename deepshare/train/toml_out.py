@@ -31,5 +31,6 @@ def _scalar(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_scalar, value))}]"
     if isinstance(value, str):
-        return json.dumps(value)  # JSON's escapes are TOML's
+        # JSON's short escapes are TOML's, its surrogate pairs are not; TOML has no bare DEL either
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
