@@ -27,7 +27,10 @@ SUPPORTED = (
 
 
 class _Tracer(fx.Tracer):
-    """Keeps the activation modules whole, as torch.nn's are."""
+    """Keeps the activation modules whole, as torch.nn's are.
+
+    A subclass of nn.ReLU is traced through, unlike in graph.py, where it is a site: here counts what its forward does.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (SharedReLU2d, MaskedReLU2d)) or super().is_leaf_module(m, module_qualified_name)
