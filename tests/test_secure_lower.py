@@ -154,6 +154,37 @@ def test_unsupported_is_refused_before_any_process_starts(model, words, monkeypa
         run_model(model.eval(), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
 
 
+def test_a_relu_of_ones_own_is_lowered_as_what_it_does():
+    class Residual(nn.ReLU):
+        def forward(self, x):
+            return x + F.relu(x)
+
+    program, _ = lower(nn.Sequential(Residual()), (1, 2, 2))
+    assert [step.op for step in program.steps] == ["input", "relu", "add"]
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for images on another device: whatever is computed from them stays there, but for cpu()."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_images_on_another_device_are_brought_to_the_cpu(monkeypatch):
+    class JobSeenError(Exception):
+        pass
+
+    def look(jobs, **_):
+        raise JobSeenError(type(jobs[0].images))
+
+    monkeypatch.setattr("deepshare.secure.session.require_crypten", lambda: None)
+    monkeypatch.setattr("deepshare.secure.session.run_jobs", look)
+    images = torch.zeros(1, 1, 8, 8, requires_grad=True).as_subclass(Elsewhere)
+    with pytest.raises(JobSeenError) as seen:
+        run_model(nn.Sequential(nn.Flatten()), images, torch.zeros(1, dtype=torch.long))
+    assert seen.value.args == (torch.Tensor,)
+
+
 def test_a_weight_out_of_range_is_named():
     net = nn.Sequential(nn.Conv2d(1, 2, 3))
     net[0].weight.data[0, 0, 0, 0] = float("nan")

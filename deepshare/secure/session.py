@@ -69,6 +69,7 @@ def run_model(
     """`run` for a model in memory; it is taken in eval mode and not changed."""
     _check(images, labels, weights, batch)
     require_crypten()
+    images = images.detach().cpu()  # the parties compute on the CPU
     program, tensors = lower(model, (images.shape[1], images.shape[2], images.shape[3]))
     job = Job(program, tensors, encode(images, name="images"), weights, batch)
     plain = _plain_logits(model, images)
