@@ -68,6 +68,12 @@ def test_stratified_takes_exactly_the_count_by_largest_remainder():
     assert torch.equal(torch.cat((chosen, rest)).sort().values, torch.arange(101))
 
 
+@pytest.mark.parametrize("seed", [-1, 10**26])
+def test_seeds_that_torch_cannot_hold_are_refused(seed):
+    with pytest.raises(data.DataError, match=f"seed must be between 0 and .* \\(got {seed}\\)"):
+        data.load("digits", seed=seed)
+
+
 @pytest.mark.parametrize(
     ("limit", "val_fraction", "words"), [(0, 0.1, "limit"), (1294, 0.1, "1293"), (None, 1.0, "val_fraction")]
 )

@@ -106,6 +106,8 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     if not 0 <= count <= len(labels):
         raise DataError(f"stratified: count must be between 0 and {len(labels)} (got {count})")
+    if not 0 <= seed < 2**63:
+        raise DataError(f"stratified: seed must be between 0 and 2^63 - 1 (got {seed})")
     per_class = torch.bincount(labels)
     exact = per_class.double() * (count / max(len(labels), 1))
     quota = exact.floor().long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -59,11 +60,19 @@ def _convert(hint: Any, value: object, key: str) -> Any:
             return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
     elif dataclasses.is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(number := _float(value)):
+            return number
     elif type(value) is hint:  # not isinstance: true is no integer here
         return value
     raise RecipeError(f"{key}: wanted {_wanted(hint)}, got {_shown(value)}")
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer above 1.8e308
+        return math.inf
 
 
 def _convert_union(choices: tuple[Any, ...], value: object, key: str) -> Any:
@@ -86,7 +95,7 @@ def _wanted(hint: Any) -> str:
         return " or ".join(f'"{choice}"' for choice in arguments)
     if origin is tuple:
         return f"a list of {_wanted(arguments[0]).removeprefix('a ')}s"
-    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
     return names.get(hint, "a table")
 
 

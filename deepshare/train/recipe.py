@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from deepshare.train.toml_out import to_toml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Kind = Literal["teacher", "baseline", "gelu", "switch", "finetune"]
+MAX_WIDTH = 4096  # 64 times the widest network of the papers, as `deepshare count`; beyond it a typing mistake
+MAX_SEED = 2**63 - 1  # what torch.Generator and TOML both hold
 ORDER: tuple[Kind, ...] = ("teacher", "baseline", "gelu", "switch", "finetune")
 
 
@@ -37,7 +40,8 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         _require(0 <= self.val_fraction < 1, f"data.val_fraction: wanted 0 <= v < 1, got {self.val_fraction}")
-        _require(self.limit is None or self.limit > 0, f"data.limit: wanted at least 1, got {self.limit}")
+        _require(0 <= self.split_seed <= MAX_SEED, f"data.split_seed: wanted 0 to 2^63 - 1, got {self.split_seed}")
+        _require(self.limit is None or self.limit > 1, f"data.limit: wanted at least 2, got {self.limit}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ModelRecipe:
     stem_relu: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.width > 0, f"model.width: wanted at least 1, got {self.width}")
+        _require(0 < self.width <= MAX_WIDTH, f"model.width: wanted 1 to {MAX_WIDTH}, got {self.width}")
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,13 @@ class PhaseRecipe:
     def __post_init__(self) -> None:
         _require(self.epochs > 0, f"phase.{self.kind}.epochs: wanted at least 1, got {self.epochs}")
         _require(self.batch_size > 1, f"phase.{self.kind}.batch_size: wanted at least 2, got {self.batch_size}")
-        for name in ("lr", "weight_decay", "momentum"):
+        for name in ("lr", "lr_end", "weight_decay"):
             value = getattr(self, name)
-            _require(value >= 0, f"phase.{self.kind}.{name}: wanted at least 0, got {value}")
+            _require(
+                value is None or 0 <= value < math.inf,
+                f"phase.{self.kind}.{name}: wanted at least 0 and finite, got {value}",
+            )
+        _require(0 <= self.momentum < 1, f"phase.{self.kind}.momentum: wanted 0 <= m < 1, got {self.momentum}")
         _require(
             (self.schedule == "constant") == (self.lr_end is None),
             f'phase.{self.kind}.lr_end: wanted with schedule "linear" or "cosine" and no other '
