@@ -1,6 +1,7 @@
 """The whole way with two processes: a checkpoint's report, and parties that die, stop or lose their parent."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -107,10 +108,10 @@ def test_a_party_that_dies_or_stops_ends_the_run(rank, sent, bound, words, monke
 def test_the_party_at_fault_is_blamed_not_the_one_that_lost_its_peer(codes, words, tmp_path):
     parties = []
     for rank, code in enumerate(codes):
-        (tmp_path / str(rank)).mkdir()
-        (tmp_path / str(rank) / "stderr").write_text(f"noise\nlost party {1 - rank}\n\n")
+        stderr = tmp_path / str(rank)
+        stderr.write_text(f"noise\nlost party {1 - rank}\n\n")
         process = SimpleNamespace(returncode=code, poll=lambda code=code: code)
-        parties.append(Party(rank, tmp_path / str(rank), process, -1, place="conv1"))
+        parties.append(Party(rank, stderr, process, -1, io.BytesIO(), place="conv1"))
     assert re.search(words, str(launcher._obituary(parties)))
 
 
@@ -128,7 +129,10 @@ def _rest(job: Job):
 
 
 def test_parties_die_with_their_parent(tmp_path):
-    """The parent is killed with SIGKILL, so it can clean up nothing: the parties must notice by themselves."""
+    """The parent is killed with SIGKILL while they start, so it can clean up nothing: the parties must, by themselves.
+
+    Images and weights never have a name, so they cannot stay even where the parties are killed as well.
+    """
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys\n"
@@ -149,6 +153,8 @@ def test_parties_die_with_their_parent(tmp_path):
     assert parent.stdout is not None
     pids = [int(parent.stdout.readline()), int(parent.stdout.readline())]
     assert all(_alive(pid) for pid in pids)
+    (folder,) = tmp_path.glob("deepshare-secure-*")
+    assert {path.name for path in folder.rglob("*")} - {"rendezvous"} == {"server.stderr", "client.stderr"}
     parent.kill()
     parent.wait()
     parent.stdout.close()
@@ -156,6 +162,7 @@ def test_parties_die_with_their_parent(tmp_path):
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)
+    assert not folder.exists()
 
 
 def _alive(pid: int) -> bool:

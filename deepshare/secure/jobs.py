@@ -1,12 +1,13 @@
-"""What a party is given and what it gives back: files in a folder of its own.
+"""What a party is given and what it gives back: open files without a name, one of each kind a party.
 
-The server's folder never holds an image; with secret weights the client's never holds a weight.
+The server's never hold an image; with secret weights the client's never hold a weight. Having no name, they are gone
+from the disk with the last process that has them open, whatever kills it.
 """
 
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from deepshare.secure.program import Program
 
 Weights = Literal["public", "secret"]
-JOB_FILE, RESULT_FILE = "job.pt", "result.pt"
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ class Job:
         return known
 
 
-def save_beside(value: Any, path: Path) -> None:
-    """torch.save under another name, then renamed: a reader sees all of it or nothing."""
-    unfinished = path.with_suffix(".part")
-    torch.save(value, unfinished)
-    os.replace(unfinished, path)
+def nameless(folder: Path) -> IO[bytes]:
+    """An empty file on `folder`'s disk that has no name (O_TMPFILE)."""
+    return tempfile.TemporaryFile(dir=folder)
 
 
-def load(path: Path) -> Any:
-    """Tensors and plain values only: no code is run."""
-    return torch.load(path, weights_only=True)
+def save(value: Any, file: IO[bytes]) -> None:
+    torch.save(value, file)
+    file.flush()
+
+
+def load(file: IO[bytes]) -> Any:
+    """What `save` wrote, from the start of the file. Tensors and plain values only: no code is run."""
+    file.seek(0)
+    return torch.load(file, weights_only=True)

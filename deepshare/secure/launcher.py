@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deepshare.secure import jobs
 from deepshare.secure.crypten_import import require_crypten
@@ -36,9 +36,10 @@ class Party:
     """One party's process as the parent sees it."""
 
     rank: int
-    folder: Path
+    stderr: Path
     process: subprocess.Popen[bytes]
     signals: int  # read end of the pipe of beats
+    result: IO[bytes]
     heard: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     done: int = -1
@@ -64,7 +65,7 @@ class Party:
 
     def last_words(self) -> str:
         """Last line it wrote to stderr."""
-        lines = (self.folder / "stderr").read_text(errors="replace").strip().splitlines()
+        lines = self.stderr.read_text(errors="replace").strip().splitlines()
         return f"; last line of its stderr: {lines[-1].strip()}" if lines else "; its stderr is empty"
 
 
@@ -83,30 +84,28 @@ def run_jobs(job_list: Sequence[jobs.Job], *, stall_seconds: float = STALL_SECON
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepshare-secure-")))
         parties = [_start(rank, folder, job_list, stack) for rank in (0, 1)]
         _watch(parties, stall_seconds)
-        return [jobs.load(party.folder / jobs.RESULT_FILE) for party in parties]
+        return [jobs.load(party.result) for party in parties]
 
 
 def _start(rank: int, folder: Path, job_list: Sequence[jobs.Job], stack: ExitStack) -> Party:
-    own = folder / ROLES[rank]
-    own.mkdir(mode=0o700)
-    jobs.save_beside([job.view(rank) for job in job_list], own / jobs.JOB_FILE)
+    stderr = folder / f"{ROLES[rank]}.stderr"
+    result = stack.enter_context(jobs.nameless(folder))
     reading, writing = os.pipe()
     stack.callback(os.close, reading)
     script = Path(__file__).with_name("party.py")
-    try:
-        with open(own / "stderr", "wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-P", str(script), str(rank), str(own), str(writing)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                pass_fds=(writing,),
-                env=_environment(rank, folder),
-            )
-    finally:
-        os.close(writing)
+    with open(writing, "wb") as signals, open(stderr, "wb") as errors, jobs.nameless(folder) as job:
+        jobs.save([job.view(rank) for job in job_list], job)
+        given = (job.fileno(), result.fileno(), signals.fileno())
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(script), str(rank), str(folder), *map(str, given)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=given,
+            env=_environment(rank, folder),
+        )
     stack.callback(_end, process)
-    return Party(rank, own, process, reading)
+    return Party(rank, stderr, process, reading, result)
 
 
 def _environment(rank: int, folder: Path) -> dict[str, str]:

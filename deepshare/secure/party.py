@@ -1,12 +1,13 @@
-"""Process of one party: `python -P party.py RANK FOLDER SIGNAL_FD`, started by launcher.py.
+"""Process of one party: `python -P party.py RANK FOLDER JOB_FD RESULT_FD SIGNAL_FD`, started by launcher.py.
 
 Nothing heavy is imported before the first sign of life, so that the parent can tell a stopped party from a starting
 one. The party dies with its parent: its standard input is a pipe that the parent never writes to and that closes with
-it.
+it. It then removes FOLDER, the run's working folder, as nobody else is left to.
 """
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -21,8 +22,9 @@ PARENT_LOST = 4
 class Signals:
     """Lines of JSON to the parent: a beat four times a second with the steps begun and the CPU time used."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, folder: Path) -> None:
         self._descriptor = descriptor
+        self._folder = folder
         self._done = 0
         self._place = "starting"
         threading.Thread(target=self._beat, daemon=True).start()
@@ -38,19 +40,24 @@ class Signals:
             try:
                 os.write(self._descriptor, line.encode())
             except OSError:
-                os._exit(PARENT_LOST)
+                _end_without_parent(self._folder)
             time.sleep(BEAT_SECONDS)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(folder: Path) -> None:
     def watch() -> None:
         os.read(0, 1)  # not sys.stdin: its lock, held by a thread, aborts the interpreter's exit
-        os._exit(PARENT_LOST)
+        _end_without_parent(folder)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run(rank: int, folder: Path, signals: Signals) -> None:
+def _end_without_parent(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # the other party does the same, perhaps now
+    os._exit(PARENT_LOST)
+
+
+def _run(job_file: int, result_file: int, signals: Signals) -> None:
     import torch
 
     from deepshare.secure import jobs
@@ -63,20 +70,26 @@ def _run(rank: int, folder: Path, signals: Signals) -> None:
     crypten = load_crypten()
     signals.progress("connecting")
     crypten.init()
-    own_jobs = jobs.load(folder / jobs.JOB_FILE)
-    (folder / jobs.JOB_FILE).unlink()  # images and weights do not stay on disk, whatever becomes of the parent
+    with open(job_file, "rb") as file:
+        own_jobs = jobs.load(file)
     results: list[dict[str, Any]] = [run_job(crypten, job, signals.progress) for job in own_jobs]
     crypten.communicator.get().barrier()
-    jobs.save_beside(results, folder / jobs.RESULT_FILE)
+    with open(result_file, "wb") as file:
+        jobs.save(results, file)
     crypten.uninit()
 
 
-def main(rank: int, folder: Path, descriptor: int) -> int:
-    """Exit code 0 with a result file, PEER_LOST if the connection broke; any other error leaves its traceback."""
-    _die_with_parent()
-    signals = Signals(descriptor)
+def main(rank: int, folder: Path, job_file: int, result_file: int, descriptor: int) -> int:
+    """Exit code 0 with a result, PEER_LOST if the connection broke; any other error leaves its traceback.
+
+    Args:
+        folder: the run's working folder, for the run alone: removed if the parent goes.
+        job_file, result_file, descriptor: open files to read the jobs from, to write the results and the beats to.
+    """
+    _die_with_parent(folder)
+    signals = Signals(descriptor, folder)
     try:
-        _run(rank, folder, signals)
+        _run(job_file, result_file, signals)
     except RuntimeError as error:
         lost = ("onnection closed", "onnection reset", "roken pipe", "Socket closed", "onnection refused", "Timed out")
         if any(phrase in str(error) for phrase in lost):
@@ -87,4 +100,4 @@ def main(rank: int, folder: Path, descriptor: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:6])))
