@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 from deepshare import data, models
 from deepshare.checkpoint import CheckpointError, load_checkpoint
+from deepshare.data import augment
 from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, progress, train
@@ -326,10 +329,42 @@ def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_pa
         train(alone, run, teacher=finished[0].phase_checkpoint("teacher"))
     with pytest.raises(TrainingError, match="give a checkpoint"):
         train(load_recipe(alone, ["phase.baseline.distill=teacher"]), run)
-    for device in ("abacus", "cpu:-2") if torch.cuda.is_available() else ("abacus", "cuda"):
+    for device in ("abacus", "meta", "cpu:-2") if torch.cuda.is_available() else ("abacus", "meta", "cuda"):
         with pytest.raises(TrainingError, match=f"device '{device}'"):
             train(small(), run, device=device)
+    for changes, words in (
+        (["data.val_fraction=0.0001"], 'phase.teacher.keep "best" needs a validation image'),
+        (["data.augment.brightness=0.1"], "colour jitter needs RGB"),
+        (["data.augment.crop_padding=1000000000000"], "crop_padding=1000000000000.* cannot be applied"),
+    ):
+        with pytest.raises((RecipeError, data.DataError), match=words):
+            train(small("demo-240", *changes), run)
     assert not run.exists()
+
+
+def test_one_training_image_or_no_kornia_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    lone = small("demo-relu", "data.val_fraction=0.999")
+    with pytest.raises(RecipeError, match=r"wanted at least 2 training images, data.val_fraction 0.999 leaves 1"):
+        train(replace(lone, data=replace(lone.data, limit=None)), tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    augment._steps.cache_clear()
+    with pytest.raises(data.DataError, match="pip install kornia"):
+        train(small(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_a_run_without_validation_images_ends_with_null(tmp_path):
+    changes = ("phase.*.epochs=1", "phase.*.keep=last", "data.val_fraction=0")
+    result = train(small("demo-relu", *changes), tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "result.json").read_text(), parse_constant=refuse_constant)
+    assert written["val_accuracy"] is result.val_accuracy is written["rows"][0]["val_accuracy"] is None
+    assert "nan" not in (tmp_path / "run" / "metrics.csv").read_text()
+    assert load_checkpoint(result.checkpoint).metrics["val_accuracy"] is None
+    assert "val none" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def _teacher_for(num_classes: int, folder: Path) -> Path:

@@ -37,11 +37,11 @@ def train_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> float:
-    """Share of images whose label has the largest logit, in [0, 1]; NaN if there are no images."""
+def evaluate(model: nn.Module, batches: Batches) -> float | None:
+    """Share of images whose label has the largest logit, in [0, 1]; None if there are no images."""
     model.eval()
     right = [(model(images).argmax(1) == labels).sum() for images, labels in batches]
-    return float(torch.stack(right).sum()) / batches.image_count if right else float("nan")
+    return float(torch.stack(right).sum()) / batches.image_count if right else None
 
 
 def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.SGD:

@@ -55,9 +55,11 @@ class Progress:
         """The line of an epoch; `row` is what goes into metrics.csv."""
         self.left -= 1
         self.took.append(self.training_seconds())
+        accuracy = row["val_accuracy"]
+        shown = "none" if accuracy is None else f"{100 * float(accuracy):.2f} %"
         eta = self.left * sum(self.took) / len(self.took)
         self.say(
-            f"{self.at}  loss {row['loss']:.4f}  val {100 * float(row['val_accuracy']):.2f} %  lr {row['lr']:.2g}  "
+            f"{self.at}  loss {row['loss']:.4f}  val {shown}  lr {row['lr']:.2g}  "
             f"DReLUs {row['drelus']:,}  soft channels {row['soft_channels']:,}  "
             f"{row['images_per_second']:,.0f} images/s  ETA {clock(eta)}"
         )

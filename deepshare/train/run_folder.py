@@ -27,7 +27,7 @@ from deepshare.files import write_whole
 from deepshare.train.errors import TrainingError
 from deepshare.train.recipe import Recipe, first_difference, load_recipe
 
-Row = dict[str, str | int | float]
+Row = dict[str, str | int | float | None]  # None: no validation images
 COLUMNS = (
     "phase", "epoch", "loss", "val_accuracy", "lr", "drelus", "soft_channels", "images_per_second", "seconds",
 )  # fmt: skip
@@ -52,9 +52,9 @@ class State:
 
     def after_epoch(self, optimizer: dict[str, Any], row: Row, *, may_be_best: bool) -> "State":
         """One epoch later. Of epochs with equal accuracy the last one is the best: it has trained longest."""
-        accuracy = float(row["val_accuracy"])
+        accuracy = row["val_accuracy"]
         state = replace(self, epoch=self.epoch + 1, optimizer=optimizer, rows=(*self.rows, row))
-        if may_be_best and accuracy >= self.best_accuracy:
+        if may_be_best and isinstance(accuracy, float) and accuracy >= self.best_accuracy:
             return replace(state, best_epoch=state.epoch, best_accuracy=accuracy)
         return state
 
@@ -146,7 +146,7 @@ class RunFolder:
         write_whole(self.path / "metrics.csv", text.getvalue())
 
     def write_result(self, values: dict[str, Any]) -> None:
-        write_whole(self.path / "result.json", json.dumps(values, indent=2) + "\n")
+        write_whole(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """What write_result wrote, or None if the run is not at its end."""

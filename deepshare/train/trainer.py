@@ -9,7 +9,7 @@ from deepshare import data
 from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.data import Dataset
 from deepshare.plan import Plan
-from deepshare.train.errors import TrainingError
+from deepshare.train.errors import RecipeError, TrainingError
 from deepshare.train.loop import evaluate
 from deepshare.train.networks import make_plan, model_spec
 from deepshare.train.phases import EVAL_BATCH, Run, run_phase
@@ -22,14 +22,14 @@ from deepshare.train.run_folder import Row, RunFolder, State
 class TrainResult:
     """How a run ended.
 
-    checkpoint: final.safetensors; plan: of its hard network; test_accuracy, val_accuracy: shares in [0, 1];
-    rows: metrics of every epoch of every phase; run_dir: its folder
+    checkpoint: final.safetensors; plan: of its hard network; test_accuracy, val_accuracy: shares in [0, 1], None
+    without validation images; rows: metrics of every epoch of every phase; run_dir: its folder
     """
 
     checkpoint: Path
     plan: Plan
     test_accuracy: float
-    val_accuracy: float
+    val_accuracy: float | None
     rows: tuple[Row, ...]
     run_dir: Path
 
@@ -63,10 +63,12 @@ def train(
     folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
     folder.check(recipe, teacher_path, resume=resume)
     dataset = _load_data(recipe, data_root)
+    _check_splits(recipe, dataset)
     _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end("teacher").is_file())
     spec = model_spec(recipe, dataset)
     plan = make_plan(recipe, spec)
     place = _usable_device(device)
+    _check_first_batch(recipe, dataset)
     folder.begin(recipe, plan.to_json(), teacher_path)
     run = Run(recipe, folder, dataset.to(place), spec, plan, place, Progress(folder.path / "log.txt"))
     if folder.result() is None:
@@ -78,6 +80,8 @@ def train(
 def _usable_device(device: str | torch.device | None) -> torch.device:
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if place.type not in ("cpu", "cuda"):
+            raise RuntimeError("wanted cpu or cuda")
         torch.zeros((), device=place)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         raise TrainingError(f"device {str(device)!r} cannot be used here: {error}") from error
@@ -87,6 +91,29 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
 def _load_data(recipe: Recipe, root: str | Path | None) -> Dataset:
     wanted = recipe.data
     return data.load(wanted.name, root, val_fraction=wanted.val_fraction, seed=wanted.split_seed, limit=wanted.limit)
+
+
+def _check_splits(recipe: Recipe, dataset: Dataset) -> None:
+    """Whether every phase can choose its epoch and fill a batch; batches are as long as there are images at most."""
+    best = [phase.kind for phase in recipe.phase if phase.keeps_best]
+    if best and not len(dataset.val):
+        raise RecipeError(
+            f'recipe {recipe.name}: phase.{best[0]}.keep "best" needs a validation image; data.val_fraction '
+            f"{recipe.data.val_fraction} of {len(dataset.train):,} images is none"
+        )
+    if len(dataset.train) < 2:  # batch normalisation over one 1x1 image has no variance
+        raise RecipeError(
+            f"recipe {recipe.name}: wanted at least 2 training images, data.val_fraction {recipe.data.val_fraction} "
+            f"leaves {len(dataset.train)}"
+        )
+
+
+def _check_first_batch(recipe: Recipe, dataset: Dataset) -> None:
+    """Augment two images: what cannot work with this data (or without kornia) ends the run before it has a folder."""
+    try:
+        next(iter(dataset.batches("train", 2, augment=recipe.data.augment, seed=0)))
+    except RuntimeError as error:  # such as padding that needs more memory than there is
+        raise RecipeError(f"recipe {recipe.name}: {recipe.data.augment} cannot be applied: {error}") from error
 
 
 def _check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, known: bool) -> None:
@@ -129,13 +156,12 @@ def _finish(run: Run, state: State) -> None:
     """Measure the network of the last phase on the test split, once, and write how the run ended."""
     last = load_checkpoint(run.folder.phase_end(run.recipe.phase[-1].kind))
     model = last.model.to(run.device)
-    metrics = {
-        split: evaluate(model, run.dataset.batches(name, EVAL_BATCH))
-        for split, name in (("test_accuracy", "test"), ("val_accuracy", "val"))
-    }
+    test, val = (evaluate(model, run.dataset.batches(split, EVAL_BATCH)) for split in ("test", "val"))
+    assert test is not None  # no data set is without test images
+    metrics = {"test_accuracy": test, "val_accuracy": val}
     final = run.folder.path / "final.safetensors"
     save_checkpoint(final, model, last.spec, last.plan, recipe=run.recipe.to_dict(), metrics=metrics)
-    run.progress.say(f"{run.recipe.name}: {run.plan.drelus:,} DReLUs, test {100 * metrics['test_accuracy']:.2f} %")
+    run.progress.say(f"{run.recipe.name}: {run.plan.drelus:,} DReLUs, test {100 * test:.2f} %")
     run.folder.write_result({"recipe": run.recipe.name, "drelus": run.plan.drelus, **metrics, "rows": list(state.rows)})
 
 
