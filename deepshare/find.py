@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
-from deepshare.site import Kind, Mask, PlanError, Site
+from deepshare.site import Kind, Mask, PlanError, Site, checked_image_size
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, SharedReLU2d, MaskedReLU2d)
 _ATEN = torch.ops.aten
@@ -75,24 +75,22 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
     The model is not changed: a copy runs, with copied buffers and the model's own parameters.
 
     Raises:
-        PlanError: the model does not run on such a batch, or holds a ScriptModule, whose inside cannot be seen.
+        PlanError: input_size is no image size; the model does not run on such a batch; a site's first dimension is not
+            the batch, so that per image cannot be told; or a ScriptModule is there, whose inside cannot be seen.
     """
-    size = tuple(input_size)
+    size = checked_image_size("find_calls", input_size)
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise PlanError(f"find_calls: module {path!r} is a ScriptModule: its activations cannot be seen")
     probe = without_weights(model).eval()
     watch = _Watch(probe)
-    batch = _zero_batch(probe, size)
     try:
         with torch.no_grad(), watch:
-            probe(batch)
+            probe(_zero_batch(probe, size))
     except PlanError:
         raise
     except Exception as error:
-        raise PlanError(
-            f"find_calls: {type(model).__name__} does not run on a batch {list(batch.shape)}: {error}"
-        ) from error
+        raise PlanError(f"find_calls: {type(model).__name__} does not run on a batch {[1, *size]}: {error}") from error
     return watch.calls
 
 
@@ -115,6 +113,16 @@ def _zero_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
     """One image [1, *size] on the model's device, in its weights' dtype."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(1, *size, dtype=reference.dtype, device=reference.device)
+
+
+def _per_image(name: str, activation: Tensor) -> tuple[int, ...]:
+    """Its shape without the batch. The probe has one image: any other size in front is no batch, and would be lost."""
+    if activation.dim() == 0 or activation.shape[0] != 1:
+        raise PlanError(
+            f"site {name!r}: the first dimension must be the batch, here 1 (got shape {list(activation.shape)}); "
+            "a sequence or heads in front of it cannot be counted per image"
+        )
+    return tuple(activation.shape[1:])
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -155,7 +163,7 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in RELU_FUNCTIONS and not self._inside:
             name = self._names.of_function(self._stack[-1])
-            self.calls.append(Call(Site(name, tuple(result.shape[1:])), None))
+            self.calls.append(Call(Site(name, _per_image(name, result)), None))
         return result
 
     def _caller(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -180,7 +188,8 @@ class _Watch(TorchFunctionMode):
 
     def _record(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
-        name, shape = self._names.of_module(path), tuple(x.shape[1:])
+        name = self._names.of_module(path)
+        shape = _per_image(name, x)
         if isinstance(module, SharedReLU2d):
             source = args[1] if len(args) > 1 else kwargs.get("source")
             site = self._shared(name, shape, module, x, source)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deepshare.files import write_whole
 from deepshare.find import Call, find_calls
 from deepshare.graph import rewrite
-from deepshare.site import Kind, Mask, PlanError, Site
+from deepshare.site import MAX_IMAGE, Kind, Mask, PlanError, Site, checked_image_size
 
 __all__ = ["Count", "Kind", "Mask", "Plan", "PlanError", "Site", "apply_plan", "count_drelus", "parse_input_size"]
 
@@ -38,9 +38,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(self.sites))
-        object.__setattr__(self, "input_size", tuple(self.input_size))
-        if not self.input_size or not all(type(size) is int and size >= 1 for size in self.input_size):
-            raise PlanError(f"Plan: input_size must be positive ints, (C, H, W) (got {self.input_size!r})")
+        object.__setattr__(self, "input_size", checked_image_size("Plan", self.input_size))
         earlier: dict[str, Site] = {}
         for site in self.sites:
             if not isinstance(site, Site):
@@ -56,9 +54,9 @@ class Plan:
         """What stands in `model` now; `find.find_calls` says what is a site. The model is not changed.
 
         Raises:
-            PlanError: the model does not run on a batch [1, *input_size].
+            PlanError: as `find_calls`.
         """
-        size = tuple(input_size)
+        size = checked_image_size("Plan.of", input_size)
         return cls(tuple(call.site for call in find_calls(model, size)), size)
 
     def __iter__(self) -> Iterator[Site]:
@@ -132,7 +130,7 @@ class Plan:
         """Raises PlanError for text that is no plan, naming the site and field."""
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter for text nested a thousand deep
             raise PlanError(f"Plan: not JSON ({error})") from error
         if not isinstance(fields, dict) or "version" not in fields:
             raise PlanError("Plan: must be an object with version, input_size and sites")
@@ -231,6 +229,8 @@ def count_drelus(model_or_plan: nn.Module | Plan, input_size: tuple[int, ...] | 
 def parse_input_size(text: str) -> tuple[int, ...]:
     """(C, H, W) from "3x32x32". Raises PlanError for anything else."""
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise PlanError(f"input size must look like 3x32x32, channels x height x width (got {text!r})")
-    return tuple(int(part) for part in parts)
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and part.strip("0") for part in parts):
+        raise PlanError(f"input size must look like 3x32x32, channels x height x width (got {text!r:.80})")
+    if any(len(part) > len(str(MAX_IMAGE)) for part in parts):  # int() refuses some thousands of digits
+        raise PlanError(f"input size must be at most {MAX_IMAGE:,} values an image (got {text!r:.80})")
+    return checked_image_size("input size", [int(part) for part in parts])

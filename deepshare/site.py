@@ -1,7 +1,6 @@
 """One activation site of a network: where it is, how large it is, and what stands there."""
 
 import base64
-import binascii
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,6 +11,8 @@ from torch import Tensor
 
 Kind = Literal["relu", "gelu", "linear", "shared", "mask"]
 KINDS: tuple[str, ...] = get_args(Kind)
+MAX_IMAGE = 2**26  # values of one image; 3x4096x4096 fits. Counting runs the model on one
+MAX_ELEMENTS = 2**40  # of one site: 4,096 channels of the largest image
 
 
 class PlanError(ValueError):
@@ -45,6 +46,8 @@ class Mask:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise PlanError(f"Mask: mask must be a bool tensor (got {got})")
+        if mask.is_meta:
+            raise PlanError("Mask: mask must have values (it is on the meta device)")
         return cls(tuple(mask.shape), np.packbits(mask.detach().cpu().numpy()).tobytes())
 
     def tensor(self) -> Tensor:
@@ -173,7 +176,22 @@ def _is_int(value: object) -> bool:
 
 def _check_sizes(here: str, field: str, sizes: object) -> None:
     if not isinstance(sizes, tuple) or not sizes or not all(_is_int(size) and size >= 1 for size in sizes):
-        raise PlanError(f"{here}: {field} must be a tuple of positive ints (got {sizes!r})")
+        raise PlanError(f"{here}: {field} must be a tuple of positive ints (got {sizes!r:.80})")
+    if math.prod(sizes) > MAX_ELEMENTS:
+        raise PlanError(f"{here}: {field} must have at most {MAX_ELEMENTS:,} elements (got {sizes!r:.80})")
+
+
+def checked_image_size(here: str, size: Any) -> tuple[int, ...]:
+    """`size` as a tuple. Raises PlanError unless it is positive ints whose product is at most MAX_IMAGE."""
+    try:
+        sizes = tuple(size)
+    except TypeError:
+        sizes = ()
+    if not sizes or not all(type(side) is int and side >= 1 for side in sizes):
+        raise PlanError(f"{here}: input_size must be positive ints, (C, H, W) (got {size!r:.80})")
+    if math.prod(sizes) > MAX_IMAGE:
+        raise PlanError(f"{here}: input_size must be at most {MAX_IMAGE:,} values an image (got {size!r:.80})")
+    return sizes
 
 
 def _tuple(here: str, field: str, value: Any) -> tuple[int, ...]:
@@ -188,7 +206,7 @@ def _mask_from(here: str, value: Any) -> Mask:
     try:
         bits = base64.b64decode(value["bits"], validate=True)
         return Mask(_tuple(here, "mask shape", value["shape"]), bits)
-    except binascii.Error as error:
-        raise PlanError(f"{here}: mask bits are not base64 ({error})") from error
     except PlanError as error:
         raise PlanError(f"{here}: mask: {error}") from error
+    except ValueError as error:  # binascii.Error, or a plain one for text beyond ASCII
+        raise PlanError(f"{here}: mask bits are not base64 ({error})") from error

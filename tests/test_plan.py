@@ -119,6 +119,11 @@ def _edited_site(index: int, **changes) -> str:
     ("text", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 200_000, "not JSON"),
+        ('{"version": 1, "input_size": [1' + "0" * 5000 + "]}", "not JSON"),
+        (_edited(input_size=[3, 10**6, 10**6]), "input_size must be at most 67,108,864 values"),
+        (_edited_site(0, shape=[10**12, 3, 2]), "site 'a': shape must have at most"),
+        (_edited_site(5, mask={"shape": [4, 3, 2], "bits": "é"}), "site 'f': mask bits are not base64"),
         ("[]", "must be an object"),
         (_edited(version=2), "version must be 1 .got 2"),
         (_edited(budget=1), "fields must be"),
@@ -199,6 +204,38 @@ def test_relus_inside_torch_nn_blocks_are_counted():
     assert count_drelus(Encoder(), (4, 2, 3)).per_site == {"layer:relu": 6 * 8}
 
 
+class SequenceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32)
+
+    def forward(self, x):  # [1, 16, 4, 4] -> [16 tokens, 1, 16]
+        return self.layer(x.flatten(2).permute(2, 0, 1))
+
+
+class HeadsInTheBatch(nn.Module):
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.act = act or torch.relu
+
+    def forward(self, x):
+        return self.act(x.reshape(len(x) * 4, -1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        (SequenceFirst(), (16, 4, 4), r"site 'layer:relu': the first dimension must be the batch.*\[16, 1, 32\]"),
+        (HeadsInTheBatch(), (4, 4, 4), r"site ':relu': the first dimension must be the batch.*\[4, 4, 2, 2\]"),
+        (HeadsInTheBatch(nn.ReLU()), (4, 4, 4), r"site 'act': the first dimension .*\[4, 4, 2, 2\]"),
+        (HeadsInTheBatch(SharedReLU2d(4, 2)), (4, 4, 4), r"site 'act': the first dimension .*\[4, 4, 2, 2\]"),
+    ],
+)
+def test_a_site_whose_first_dimension_is_not_the_batch_is_refused(model, size, message):
+    with pytest.raises(PlanError, match=message):
+        count_drelus(model, size)
+
+
 def test_what_is_no_relu_is_no_site():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.LeakyReLU(), nn.Identity(), nn.Sigmoid(), nn.MaxPool2d(2))
     assert len(Plan.of(model, (3, 4, 4))) == 0
@@ -247,6 +284,11 @@ def test_what_cannot_be_counted_says_why():
         Plan.of(chain(), (5, 4, 4))
     with pytest.raises(PlanError, match="'0' is a ScriptModule"):
         Plan.of(nn.Sequential(torch.jit.script(nn.ReLU())), (3, 4, 4))
+    for size in ("3x4x4", (3, -1, 4), (3, 4.0, 4), (), None, 3, (True, 4, 4)):
+        with pytest.raises(PlanError, match="input_size must be positive ints"):
+            Plan.of(chain(), size)
+    with pytest.raises(PlanError, match="input_size must be at most"):
+        Plan.of(chain(), (3, 10**12, 10**12))
     with pytest.raises(PlanError, match="needs input_size"):
         count_drelus(chain())
     with pytest.raises(PlanError, match=r"images of \(3, 8, 8\) \(got input_size \(3, 9, 9\)"):
@@ -258,3 +300,11 @@ def test_input_sizes_are_read():
     for text in ("32x32", "3x32x", "3x0x4", "3,4,5", "3x32x-1", "3x3²x4"):
         with pytest.raises(PlanError, match="must look like 3x32x32"):
             parse_input_size(text)
+    for text in ("3x999999999999x999999999999", f"3x32x{'9' * 5000}", "3x8192x8192"):
+        with pytest.raises(PlanError, match="must be at most 67,108,864 values an image"):
+            parse_input_size(text)
+
+
+def test_a_mask_without_values_is_refused():
+    with pytest.raises(PlanError, match="meta device"):
+        Mask.of(torch.ones(4, dtype=torch.bool, device="meta"))
