@@ -16,7 +16,7 @@ import pytest
 import torch
 from secure_cases import cases, tiny_resnet
 
-from deepshare.checkpoint import save_checkpoint
+from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.plan import Plan
 from deepshare.secure import SecureError, launcher, run
 from deepshare.secure.fixed_point import encode
@@ -47,8 +47,12 @@ def test_checkpoint_to_report(tmp_path):
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = model(images).argmax(1)
     labels[0] = (labels[0] + 1) % 10
-    report = run(path, images, labels, weights="secret", batch=2)
+    told: list[tuple[int, int]] = []
+    report = run(path, images, labels, weights="secret", batch=2, progress=lambda *now: told.append(now))
 
+    assert (told[0], told[-1]) == ((0, 5), (5, 5))
+    assert sorted(set(told)) == told  # each number once, growing
+    assert report.network == str(path)
     assert (report.weights, report.provider, report.batch, report.images) == ("secret", "TFP", 2, 5)
     assert report.drelus == plan.drelus == sum(site.drelus for site in report.sites)
     assert report.rounds == report.predicted_rounds == sum(site.rounds for site in report.sites)
@@ -64,6 +68,31 @@ def test_checkpoint_to_report(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["rounds"] == report.rounds
     with pytest.raises(SecureError, match=r"images must be \[N, \*\[1, 8, 8\]\]"):
         run(path, torch.zeros(1, 1, 4, 4), labels[:1])
+
+
+def test_a_loaded_checkpoint_is_taken_and_what_progress_raises_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "parties"))
+    (tmp_path / "parties").mkdir()
+    spec = {"name": "resnet18", "num_classes": 10, "width": 4, "stem_relu": True, "in_channels": 1}
+    model = tiny_resnet(None)
+    path = save_checkpoint(
+        tmp_path / "net.safetensors", model, {**spec, "input_size": [1, 8, 8]}, Plan.of(model, (1, 8, 8))
+    )
+    loaded, many = load_checkpoint(path), 2000
+    monkeypatch.setattr("deepshare.checkpoint.load_checkpoint", lambda _: pytest.fail("loaded again"))
+
+    def enough(done: int, total: int) -> None:
+        if done >= 2:
+            raise EnoughError(done, total)
+
+    with pytest.raises(EnoughError) as raised:
+        run(loaded, torch.zeros(many, 1, 8, 8), torch.zeros(many, dtype=torch.long), progress=enough)
+    assert 2 <= raised.value.args[0] < raised.value.args[1] == many
+    assert not list((tmp_path / "parties").iterdir())
+
+
+class EnoughError(Exception):
+    pass
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,17 @@ from deepshare.secure.material import Material
 from deepshare.secure.program import Program
 
 
-def run_job(crypten: ModuleType, job: dict[str, Any], on_progress: Callable[[str], None]) -> dict[str, Any]:
+def run_job(
+    crypten: ModuleType, job: dict[str, Any], on_progress: Callable[[str], None], on_images: Callable[[int], None]
+) -> dict[str, Any]:
     """Runs every batch of the job and returns counters and times; at the client also the opened logits.
 
     Each batch size is run once beforehand: it warms up and records the material to deal. Then, per batch: deal,
     barrier, start the clock, share the images, evaluate, open to the client, stop the clock.
+
+    Args:
+        on_progress: called with a step's name before the step.
+        on_images: called after each batch with its number of images.
 
     Returns:
         spent: (rounds, comm_bytes) per step and for the opening, of a full batch; online, dealing: seconds per batch;
@@ -44,6 +50,7 @@ def run_job(crypten: ModuleType, job: dict[str, Any], on_progress: Callable[[str
         result["spent"] = result["spent"] or spent
         if logits is not None:
             result["logits"].append(logits)
+        on_images(size)
     result["logits"] = torch.cat(result["logits"]) if result["logits"] else None
     result["received"] = sorted(job.get("tensors", {})) + (["images"] if "images" in job else [])
     return result

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,14 @@ from deepshare.secure.errors import SecureError
 from deepshare.secure.party import PEER_LOST
 
 ROLES = ("server", "client")
+CLIENT = 1
 STALL_SECONDS = 25.0
 POLL_SECONDS = 0.05
 WORK_SECONDS = 0.25  # CPU time that counts as progress within one long step; a waiting party's beats use a tenth of it
 GRACE_SECONDS = 0.4  # when one party dies the other follows: wait for both before saying whose fault it was
+
+
+Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Party:
     heard: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     done: int = -1
+    images: int = 0
     cpu: float = 0.0
     place: str = "starting"
     _rest: bytes = b""
@@ -58,7 +63,7 @@ class Party:
         now = time.monotonic()
         for line in lines:
             beat = json.loads(line)
-            self.heard = now
+            self.heard, self.images = now, beat["images"]
             if beat["done"] != self.done or beat["cpu"] > self.cpu + WORK_SECONDS:
                 self.done, self.place, self.cpu, self.moved = beat["done"], beat["place"], beat["cpu"], now
         return bool(data)
@@ -69,12 +74,15 @@ class Party:
         return f"; last line of its stderr: {lines[-1].strip()}" if lines else "; its stderr is empty"
 
 
-def run_jobs(job_list: Sequence[jobs.Job], *, stall_seconds: float = STALL_SECONDS) -> list[list[dict[str, Any]]]:
+def run_jobs(
+    job_list: Sequence[jobs.Job], *, stall_seconds: float = STALL_SECONDS, progress: Progress | None = None
+) -> list[list[dict[str, Any]]]:
     """Runs the jobs one after another in one pair of processes; results[rank][job] as inference.run_job returns them.
 
     Args:
         job_list: each party is given its own view of each job.
         stall_seconds: a party silent, or both without progress, for that long ends the run.
+        progress: called with (0, images), then as images are done, at most some times a second, last with all done.
 
     Raises:
         SecureError: CrypTen is missing; a party died, stopped or hung (which, how, last line of its stderr).
@@ -83,7 +91,10 @@ def run_jobs(job_list: Sequence[jobs.Job], *, stall_seconds: float = STALL_SECON
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepshare-secure-")))
         parties = [_start(rank, folder, job_list, stack) for rank in (0, 1)]
-        _watch(parties, stall_seconds)
+        total = sum(len(job.images) for job in job_list)
+        tell = _Teller(progress, total)
+        _watch(parties, stall_seconds, lambda: tell(parties[CLIENT].images))
+        tell(total)  # the parties' last beats may be older than their last images
         return [jobs.load(party.result) for party in parties]
 
 
@@ -136,7 +147,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _watch(parties: list[Party], stall_seconds: float) -> None:
+class _Teller:
+    """Passes a number of images done on to `progress`, each number once."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._told = progress, total, -1
+
+    def __call__(self, done: int) -> None:
+        if self._progress is not None and done > self._told:
+            self._told = done
+            self._progress(done, self._total)
+
+
+def _watch(parties: list[Party], stall_seconds: float, on_beats: Callable[[], None]) -> None:
     """Returns when both ended well; raises SecureError as soon as one cannot any more."""
     looked = time.monotonic()
     with selectors.DefaultSelector() as selector:
@@ -146,6 +169,7 @@ def _watch(parties: list[Party], stall_seconds: float) -> None:
             for key, _ in selector.select(POLL_SECONDS):
                 if not key.data.listen():
                     selector.unregister(key.fd)
+            on_beats()
             if not selector.get_map():
                 time.sleep(POLL_SECONDS)
             if any(party.process.poll() not in (None, 0) for party in parties):

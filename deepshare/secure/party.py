@@ -20,12 +20,13 @@ PARENT_LOST = 4
 
 
 class Signals:
-    """Lines of JSON to the parent: a beat four times a second with the steps begun and the CPU time used."""
+    """Lines of JSON to the parent: four times a second a beat with the steps begun, images done and CPU time used."""
 
     def __init__(self, descriptor: int, folder: Path) -> None:
         self._descriptor = descriptor
         self._folder = folder
         self._done = 0
+        self._images = 0
         self._place = "starting"
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -34,11 +35,15 @@ class Signals:
         self._done += 1
         self._place = place
 
+    def finished(self, images: int) -> None:
+        """Called after each batch."""
+        self._images += images
+
     def _beat(self) -> None:
         while True:
-            line = json.dumps({"done": self._done, "place": self._place, "cpu": time.process_time()}) + "\n"
+            beat = {"done": self._done, "images": self._images, "place": self._place, "cpu": time.process_time()}
             try:
-                os.write(self._descriptor, line.encode())
+                os.write(self._descriptor, f"{json.dumps(beat)}\n".encode())
             except OSError:
                 _end_without_parent(self._folder)
             time.sleep(BEAT_SECONDS)
@@ -72,7 +77,7 @@ def _run(job_file: int, result_file: int, signals: Signals) -> None:
     crypten.init()
     with open(job_file, "rb") as file:
         own_jobs = jobs.load(file)
-    results: list[dict[str, Any]] = [run_job(crypten, job, signals.progress) for job in own_jobs]
+    results: list[dict[str, Any]] = [run_job(crypten, job, signals.progress, signals.finished) for job in own_jobs]
     crypten.communicator.get().barrier()
     with open(result_file, "wb") as file:
         jobs.save(results, file)

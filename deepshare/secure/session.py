@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,27 @@ from deepshare.secure.crypten_import import require_crypten
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.jobs import Job, Weights
-from deepshare.secure.launcher import STALL_SECONDS, run_jobs
+from deepshare.secure.launcher import STALL_SECONDS, Progress, run_jobs
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program
 from deepshare.secure.report import PROVIDER, SecureReport, SiteCost
+
+if TYPE_CHECKING:
+    from deepshare.checkpoint import Checkpoint
 
 PLAIN_BATCH = 256  # the plain run's batch, for memory only
 
 
 def run(
-    checkpoint: str | Path,
+    checkpoint: "str | Path | Checkpoint",
     images: Tensor,  # [N, C, H, W] float, normalised as in training
     labels: Tensor,  # [N] integer
     *,
     weights: Weights = "public",
     batch: int = 1,
     stall_seconds: float = STALL_SECONDS,
+    name: str | None = None,
+    progress: Progress | None = None,
 ) -> SecureReport:
     """Runs a checkpoint's network on `images` between a server (party 0, the model) and a client (party 1, the images).
 
@@ -35,25 +40,30 @@ def run(
     client learns the logits.
 
     Args:
+        checkpoint: the file, or what `load_checkpoint` made of it.
         weights: "public": both parties know the weights, alpha and beta, linear layers are free. "secret": only the
             server does; the client's process is given shapes, channel maps and masks.
         batch: images per inference. Costs and seconds are those of one batch.
         stall_seconds: a party silent, or both without progress, for that long ends the run.
+        name: of the network in the report; by default the file, of a loaded checkpoint the model's name.
+        progress: called with (images done, images in all): first with none, last with all done. What it raises ends
+            the run.
 
     Raises:
         SecureError: before any process starts, bad arguments, images of another size than the checkpoint's, an
             unsupported or soft layer; later, a party that dies or stalls.
         CheckpointError: the checkpoint is damaged.
     """
-    from deepshare.checkpoint import load_checkpoint  # here: the parties import this package and need no model code
+    from deepshare.checkpoint import Checkpoint, load_checkpoint  # here: the parties need no model code
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    if name is None:
+        name = loaded.spec["name"] if isinstance(checkpoint, Checkpoint) else str(checkpoint)
     if list(images.shape[1:]) != loaded.spec["input_size"]:
         wanted = loaded.spec["input_size"]
-        raise SecureError(f"secure: images must be [N, *{wanted}], as {checkpoint} (got {list(images.shape)})")
-    return run_model(
-        loaded.model, images, labels, name=str(checkpoint), weights=weights, batch=batch, stall_seconds=stall_seconds
-    )
+        raise SecureError(f"secure: images must be [N, *{wanted}], as {name} (got {list(images.shape)})")
+    settings: dict[str, Any] = {"weights": weights, "batch": batch, "stall_seconds": stall_seconds}
+    return run_model(loaded.model, images, labels, name=name, progress=progress, **settings)
 
 
 def run_model(
@@ -65,6 +75,7 @@ def run_model(
     weights: Weights = "public",
     batch: int = 1,
     stall_seconds: float = STALL_SECONDS,
+    progress: Progress | None = None,
 ) -> SecureReport:
     """`run` for a model in memory; it is taken in eval mode and not changed."""
     _check(images, labels, weights, batch)
@@ -73,7 +84,7 @@ def run_model(
     program, tensors = lower(model, (images.shape[1], images.shape[2], images.shape[3]))
     job = Job(program, tensors, encode(images, name="images"), weights, batch)
     plain = _plain_logits(model, images)
-    (server,), (client,) = run_jobs([job], stall_seconds=stall_seconds)
+    (server,), (client,) = run_jobs([job], stall_seconds=stall_seconds, progress=progress)
     if server["spent"] != client["spent"]:
         raise SecureError("secure: the parties counted different rounds or bytes")
     return _report(name, job, client, server, plain, labels)
