@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from deepshare.checkpoint import CheckpointError, load_checkpoint
 from deepshare.data import augment
 from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
-from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, progress, train
+from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, progress, train, trainer
 from deepshare.train.loop import evaluate, make_optimizer
 from deepshare.train.task import Distillation, HardLabels
 
@@ -169,7 +171,8 @@ def test_evaluate_is_the_share_of_right_answers():
 
 def test_a_run_leaves_all_it_promises(finished):
     result, folder = finished
-    names = {"recipe.toml", "plan.json", "metrics.csv", "log.txt", "result.json", "final.safetensors", "checkpoints"}
+    names = {".lock", "recipe.toml", "plan.json", "metrics.csv", "log.txt", "result.json"}
+    names |= {"final.safetensors", "checkpoints"}
     phases = ("teacher", "gelu", "switch", "finetune")
     assert {path.name for path in folder.iterdir()} == names | {f"{phase}.safetensors" for phase in phases}
     assert [path.name for path in (folder / "checkpoints").glob("finetune-0*")] == ["finetune-0002"]
@@ -302,6 +305,36 @@ def test_a_run_is_not_begun_over_another(finished, tmp_path):
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
 
 
+def test_two_processes_do_not_train_in_one_folder(finished, tmp_path):
+    _, folder = finished
+    recipe = load_recipe(folder / "recipe.toml")
+    lock = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", lock, folder / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        saving = folder / "checkpoints" / ".saving-theirs"
+        saving.mkdir()
+        with pytest.raises(TrainingError, match=r"small: another process trains here"):
+            train(recipe, folder, resume=True)
+        assert saving.is_dir()
+        other.kill()
+    train(recipe, folder, resume=True)
+    assert not saving.exists()
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_taken_over(tmp_path, monkeypatch):
+    make_plan = trainer.make_plan
+
+    def begin_meanwhile(recipe, spec):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "recipe.toml").write_text(small("demo-relu", "seed=7").to_toml())
+        return make_plan(recipe, spec)
+
+    monkeypatch.setattr(trainer, "make_plan", begin_meanwhile)
+    with pytest.raises(TrainingError, match="there is a run already"):
+        train(small("demo-relu", "phase.*.epochs=1"), tmp_path / "run")
+
+
 def test_a_finished_run_is_returned_as_it_is(finished):
     result, folder = finished
     before = result.checkpoint.stat().st_mtime_ns
@@ -374,6 +407,19 @@ def _teacher_for(num_classes: int, folder: Path) -> Path:
     model = models.create(**spec)
     plan = Plan.of(model, (1, 8, 8))
     return save_checkpoint(folder / "other.safetensors", model, {**spec, "input_size": [1, 8, 8]}, plan)
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        shown = progress.Progress(tmp_path / "log.txt", stream)
+        shown.say("one")
+        assert os.read(reader, 100) == b"one\n"
+        os.close(reader)
+        shown.say("two")
+        shown.say("three")
+        print("what the command says at its end", file=stream, flush=True)
+    assert (tmp_path / "log.txt").read_text() == "one\ntwo\nthree\n"
 
 
 class Terminal(io.StringIO):

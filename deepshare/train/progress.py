@@ -1,5 +1,6 @@
 """What a run says while it goes: a line an epoch on the terminal and in log.txt, and where it is in between."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,10 +28,10 @@ class Progress:
         self.epoch_start = self.last_look = time.monotonic()
 
     def say(self, line: str) -> None:
-        """One line, on the terminal and in the log."""
-        print(f"\r\x1b[K{line}" if self.stream.isatty() else line, file=self.stream, flush=True)
+        """One line, in the log and on the terminal."""
         with self.log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        self._show(f"\r\x1b[K{line}\n" if self.stream.isatty() else f"{line}\n")
 
     def start_epoch(self, phase: str, epoch: int, epochs: int, steps: int, images: int) -> None:
         self.at = f"{phase:<8} {epoch:>{len(str(epochs))}}/{epochs}"
@@ -45,7 +46,18 @@ class Progress:
         self.last_look = now
         rate = done * self.images / self.steps / (now - self.epoch_start)
         line = f"{self.at}  step {done}/{self.steps}  loss {float(loss_sum) / done:.4f}  {rate:,.0f} images/s"
-        print(f"\r\x1b[K{line}", end="", file=self.stream, flush=True)
+        self._show(f"\r\x1b[K{line}")
+
+    def _show(self, text: str) -> None:
+        """Write to the stream; once its reader is gone (`| head`) the stream leads nowhere and the run goes on."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            # below the stream, not in place of it: what it still holds must go somewhere when Python flushes at its end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
 
     def training_seconds(self) -> float:
         """Seconds since the epoch started."""

@@ -5,18 +5,21 @@
     checkpoints/<phase>-best-<epoch>.safetensors                    the best epoch of the phase under way
     <phase>.safetensors                                             how the phase ended
     final.safetensors  result.json
+    .lock                                                           held by the process that trains here; stays, empty
 
 Files come whole (written beside, renamed), checkpoint folders too. What state.pt says is the truth; what else lies
 there may be one step older or newer, and is put right on resume.
 """
 
 import csv
+import fcntl
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ Row = dict[str, str | int | float | None]  # None: no validation images
 COLUMNS = (
     "phase", "epoch", "loss", "val_accuracy", "lr", "drelus", "soft_channels", "images_per_second", "seconds",
 )  # fmt: skip
+
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,20 @@ class RunFolder:
                 raise TrainingError(f"{self.path}: cannot resume with another teacher than before ({teacher})")
         elif self.path.exists() and (not self.path.is_dir() or not self._only_our_beginning()):
             raise TrainingError(f"{self.path}: exists, and is no run (it has no recipe.toml); choose another folder")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; the kernel lets go when this one ends, however it does.
+
+        Raises TrainingError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(f"{self.path}: another process trains here") from error
+            yield
 
     def begin(self, recipe: Recipe, plan_json: str, teacher: Path | None) -> None:
         """Make the folder; recipe.toml comes last and says that it is whole. Does nothing if it is there."""
@@ -174,7 +194,7 @@ class RunFolder:
 
     def _only_our_beginning(self) -> bool:
         """Whether all that is here is what `begin` writes before recipe.toml."""
-        ours = {"checkpoints", "plan.json", "teacher.safetensors"}
+        ours = {LOCK, "checkpoints", "plan.json", "teacher.safetensors"}
         known = all(path.name in ours or _is_unfinished(path) for path in self.path.iterdir())
         return known and not (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 

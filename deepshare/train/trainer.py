@@ -69,12 +69,14 @@ def train(
     plan = make_plan(recipe, spec)
     place = _usable_device(device)
     _check_first_batch(recipe, dataset)
-    folder.begin(recipe, plan.to_json(), teacher_path)
-    run = Run(recipe, folder, dataset.to(place), spec, plan, place, Progress(folder.path / "log.txt"))
-    if folder.result() is None:
-        _announce(run)
-        _finish(run, _run_phases(run))
-    return _result(run)
+    with folder.locked():
+        folder.check(recipe, teacher_path, resume=resume)  # again: another process may have been here since
+        folder.begin(recipe, plan.to_json(), teacher_path)
+        run = Run(recipe, folder, dataset.to(place), spec, plan, place, Progress(folder.path / "log.txt"))
+        if folder.result() is None:
+            _announce(run)
+            _finish(run, _run_phases(run))
+        return _result(run)
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:
