@@ -80,13 +80,18 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """
     header, tensors = _read(Path(path))
     spec = _checked_spec(str(path), _json(path, header, "spec"))
+    recipe, metrics = (_object_or_none(path, header, name) for name in ("recipe", "metrics"))
     try:
         plan = Plan.from_json(header.get("plan", ""))
+        if list(plan.input_size) != spec["input_size"]:
+            raise PlanError(f"the plan is for {list(plan.input_size)}, the spec for {spec['input_size']!r:.80}")
+        with torch.device("meta"):  # before any memory is taken: the weights the spec asks for must be in the file
+            plain = _create(spec).state_dict()
+        _check_shapes(path, plain, {name: tensor for name, tensor in tensors.items() if name in plain})
         model = apply_plan(_create(spec), plan)
-    except (PlanError, ValueError) as error:
+    except ValueError as error:  # PlanError; models.create
         raise CheckpointError(f"{path}: {error}") from error
     _load_tensors(path, model, tensors)
-    recipe, metrics = _json(path, header, "recipe"), _json(path, header, "metrics")
     return Checkpoint(model.eval(), spec, plan, recipe, metrics)
 
 
@@ -97,12 +102,12 @@ def _create(spec: dict[str, Any]) -> nn.Module:
 
 def _checked_spec(here: str, spec: Any) -> dict[str, Any]:
     if not isinstance(spec, dict) or spec.keys() != _SPEC.keys():
-        got = ", ".join(map(str, spec)) if isinstance(spec, dict) else repr(spec)
+        got = ", ".join(map(str, spec))[:200] if isinstance(spec, dict) else f"{spec!r:.80}"
         raise CheckpointError(f"{here}: the spec must have {', '.join(_SPEC)} (got {got})")
     spec = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
     for key, kind in _SPEC.items():
         if type(spec[key]) is not kind:
-            raise CheckpointError(f"{here}: spec {key} must be {kind.__name__} (got {spec[key]!r})")
+            raise CheckpointError(f"{here}: spec {key} must be {kind.__name__} (got {spec[key]!r:.80})")
     return {key: spec[key] for key in _SPEC}
 
 
@@ -148,12 +153,18 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _json(path: Path | str, header: dict[str, str], name: str) -> Any:
     try:
         return json.loads(header[name])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header's {name} is missing or not JSON ({error})") from error
 
 
-def _load_tensors(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    wanted = model.state_dict()
+def _object_or_none(path: Path | str, header: dict[str, str], name: str) -> dict[str, Any] | None:
+    value = _json(path, header, name)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{path}: the header's {name} must be an object or null (got {value!r:.80})")
+    return value
+
+
+def _check_shapes(path: Path | str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     for name in (*wanted, *tensors):
         if name not in tensors or name not in wanted:
             what = "is missing" if name not in tensors else "belongs to no part of the model"
@@ -161,6 +172,11 @@ def _load_tensors(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]
         if tensors[name].shape != wanted[name].shape:
             shapes = f"{list(wanted[name].shape)} (got {list(tensors[name].shape)})"
             raise CheckpointError(f"{path}: tensor {name!r} must have shape {shapes}")
+
+
+def _load_tensors(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = model.state_dict()
+    _check_shapes(path, wanted, tensors)
     floating = {tensor.dtype for name, tensor in tensors.items() if wanted[name].is_floating_point()}
     if len(floating) == 1:  # a network saved in another precision comes back in it
         model.to(floating.pop())

@@ -125,11 +125,24 @@ def test_weights_are_summed_within_a_group():
         ([1, 1, math.nan, 1], "weight of site '0.2' must be finite"),
         ([0, 0, 0, 0], "at least one weight"),
         ("even", 'numbers or "uniform"'),
+        (None, "weights must be a mapping, a list or tuple, or .*got builtins.NoneType"),
+        (3.0, "weights must be a mapping.*got builtins.float"),
+        (torch.ones(4), "weights must be a mapping.*got torch.Tensor"),
+        (["1", "1", "1", "1"], "weight of site '0.0' must be a number .got '1'"),
+        ([1, None, 1, 1], "weight of site '0.1' must be a number .got None"),
+        ([1, 1, 1, torch.ones(())], "weight of site '0.3' must be a number"),
+        ([1, math.inf, 1, 1], "weight of site '0.1' must be finite"),
+        ({"0.0": 1, "0.1": 1, "0.2": 1, "0.3": 1, "9": 1, 9: 1}, "stands in one of them only"),
     ],
 )
 def test_wrong_weights_are_refused(weights, message):
     with pytest.raises(BudgetError, match=message):
         allocate(stages((8, 4, 4), length=4), weights, 64)
+
+
+def test_whole_numbers_beyond_floats_are_weights():
+    plan = stages((8, 4, 4), length=4)
+    assert allocate(plan, [10**400] * 4, 64) == allocate(plan, [1] * 4, 64)
 
 
 def test_wrong_groups_and_budgets_are_refused():

@@ -12,7 +12,7 @@ from deepshare import models
 from deepshare.budget import allocate
 from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.nn import SharedReLU2d
-from deepshare.plan import Plan, apply_plan
+from deepshare.plan import Plan, Site, apply_plan
 
 SPEC = {
     "name": "resnet18",
@@ -155,13 +155,22 @@ def damaged(saved: Path, tmp_path: Path, *, header=None, tensors=None) -> Path:
         ({"spec": "{"}, "header's spec is missing or not JSON"),
         ({"spec": "[1]"}, "spec must have name"),
         ({"spec": json.dumps({**SPEC, "name": "vgg"})}, "name must be one of resnet18, resnet34 .got 'vgg'"),
-        ({"spec": json.dumps({**SPEC, "width": 8})}, "the plan says shape"),
+        ({"spec": json.dumps({**SPEC, "width": 8})}, r"tensor 'conv1.weight' must have shape \[8, 1, 3, 3\]"),
+        ({"spec": json.dumps({**SPEC, "width": 4096})}, r"tensor 'conv1.weight' must have shape \[4096, 1, 3, 3\]"),
+        ({"spec": json.dumps({**SPEC, "width": 10**12})}, r"width must be an int in 1\.\.4096"),
+        ({"spec": json.dumps({**SPEC, "num_classes": 10**12})}, r"num_classes must be an int in 1\.\."),
+        ({"spec": json.dumps({**SPEC, "input_size": [1, 9, 9]})}, r"plan is for \[1, 8, 8\], the spec for \[1, 9, 9\]"),
+        ({"spec": "[" * 200_000}, "header's spec is missing or not JSON"),
+        ({"plan": Plan((Site("layer1.0.relu1", (8, 8, 8)),), (1, 8, 8)).to_json()}, "the plan says shape"),
+        ({"plan": "[" * 200_000}, "Plan: not JSON"),
         ({"spec": json.dumps({**SPEC, "stem_relu": True})}, "where the model calls 'stem_relu'"),
         ({"spec": json.dumps({**SPEC, "num_classes": 6})}, r"tensor 'fc.weight' must have shape \[6, 32\]"),
         ({"plan": None}, "Plan: not JSON"),
         ({"plan": '{"version": 9}'}, "Plan: version must be 1"),
         ({"recipe": None}, "header's recipe is missing"),
         ({"metrics": "{"}, "header's metrics is missing or not JSON"),
+        ({"recipe": "[1]"}, r"header's recipe must be an object or null .got \[1\]"),
+        ({"metrics": "0.5"}, "header's metrics must be an object or null .got 0.5"),
     ],
 )
 def test_a_damaged_header_is_refused(saved, tmp_path, header, message):

@@ -7,6 +7,8 @@ from torch import nn
 from deepshare import models
 from deepshare.plan import Plan, PlanError, count_drelus
 
+HUGE = {"num_classes": 10**12, "width": 10**12, "in_channels": 10**12}
+
 
 @pytest.mark.parametrize(
     ("name", "size", "without_stem", "with_stem"),
@@ -62,9 +64,17 @@ def test_every_convolution_gets_a_gradient():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"name must be one of resnet18, resnet34 \(got 'resnet50'"):
         models.create("resnet50", num_classes=2)
-    for argument, value in (("num_classes", 0), ("width", 1.5), ("in_channels", True)):
-        with pytest.raises(ValueError, match=f"{argument} must be an int of at least 1"):
+    for argument, value in (("num_classes", 0), ("width", 1.5), ("in_channels", True), *HUGE.items()):
+        with pytest.raises(ValueError, match=rf"{argument} must be an int in 1\.\."):
             models.create("resnet18", **{"num_classes": 2, argument: value})
+
+
+def test_the_count_table_refuses_what_create_refuses_as_a_plan_error():
+    for width, size in ((10**12, (3, 8, 8)), (4, (2**17, 8, 8))):
+        with pytest.raises(PlanError, match=r"must be an int in 1\.\."):
+            models.count_table("resnet18", size, width=width)
+    with pytest.raises(PlanError, match="input_size must be at most"):
+        models.count_table("resnet18", (3, 10**12, 10**12))
 
 
 def test_the_count_table_names_its_convention():

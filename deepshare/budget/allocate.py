@@ -1,9 +1,9 @@
 """From a number of DReLUs to a plan: which sites share gates, and the prototypes of each leader (DeepShare 3.2)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Rational, Real
 from typing import Literal
 
 from deepshare.budget.apportion import Group, apportion
@@ -97,20 +97,38 @@ def _weight_of(plan: Plan, weights: Weights, sites: list[Site]) -> dict[str, Fra
         return {site.name: Fraction(site.size) for site in sites}
     names = [site.name for site in plan.sites]
     if isinstance(weights, Mapping):
-        unlike = sorted(weights.keys() - set(names)) or [site.name for site in sites if site.name not in weights]
+        unlike = sorted(weights.keys() - set(names), key=str)
+        unlike = unlike or [site.name for site in sites if site.name not in weights]
         if unlike:
             raise BudgetError(f"allocate: weights must name the plan's sites, {unlike[0]!r} stands in one of them only")
         named = dict(weights)
     else:
+        _check_is_sequence(weights)
         if len(weights) != len(names):
             raise BudgetError(f"allocate: weights must be {len(names)} numbers, one per site (got {len(weights)})")
         named = dict(zip(names, weights, strict=True))
-    for name, weight in named.items():
-        if not math.isfinite(weight) or weight < 0:
-            raise BudgetError(f"allocate: the weight of site {name!r} must be finite and at least 0 (got {weight!r})")
-    if not any(named[site.name] for site in sites):
+    exact = {name: _exact_weight(name, weight) for name, weight in named.items()}
+    if not any(exact[site.name] for site in sites):
         raise BudgetError("allocate: at least one weight must be above 0")
-    return {site.name: Fraction(named[site.name]) for site in sites}
+    return {site.name: exact[site.name] for site in sites}
+
+
+def _check_is_sequence(weights: object) -> None:
+    if not isinstance(weights, Sequence):
+        got = f"{type(weights).__module__}.{type(weights).__qualname__}"
+        raise BudgetError(f'allocate: weights must be a mapping, a list or tuple, or "uniform" (got {got})')
+
+
+def _exact_weight(name: str, weight: object) -> Fraction:
+    if not isinstance(weight, Real):
+        raise BudgetError(f"allocate: the weight of site {name!r} must be a number (got {weight!r:.80})")
+    try:
+        exact = Fraction(weight) if isinstance(weight, Rational) else Fraction(float(weight))
+    except (ValueError, OverflowError):  # NaN; infinite
+        exact = Fraction(-1)
+    if exact < 0:
+        raise BudgetError(f"allocate: the weight of site {name!r} must be finite and at least 0 (got {weight!r:.80})")
+    return exact
 
 
 def _runs(sites: Sequence[Site]) -> list[list[Site]]:

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from deepshare.models.resnet import ResNet
-from deepshare.plan import Plan
+from deepshare.plan import Plan, PlanError
+from deepshare.site import checked_image_size
 
+_MOST = {"num_classes": 2**20, "width": 4096, "in_channels": 2**16}  # far above any paper's; beyond it a mistake
 _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 
@@ -37,13 +39,14 @@ def create(name: str, *, num_classes: int, width: int = 64, stem_relu: bool = Fa
         in_channels: channels of the image.
 
     Raises:
-        ValueError: an unknown name (the message lists the known ones), or a size below 1.
+        ValueError: an unknown name (the message lists the known ones), or a size that is no int from 1 to its limit
+            (1,048,576 classes, width 4,096, 65,536 channels).
     """
     if name not in _BUILDERS:
         raise ValueError(f"models.create: name must be one of {', '.join(names())} (got {name!r})")
     for argument, value in (("num_classes", num_classes), ("width", width), ("in_channels", in_channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"models.create: {argument} must be an int of at least 1 (got {value!r})")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST[argument]:
+            raise ValueError(f"models.create: {argument} must be an int in 1..{_MOST[argument]} (got {value!r:.80})")
     return _BUILDERS[name](num_classes=num_classes, width=width, stem_relu=stem_relu, in_channels=in_channels)
 
 
@@ -65,11 +68,15 @@ def count_table(
     """The table `deepshare count` prints: every site of a model by name, or of `plan`, which must fit it.
 
     Raises:
-        ValueError: an unknown name. PlanError: `plan` is for another model or image size.
+        PlanError: as `create`; or `plan` is for another model or image size.
     """
-    with torch.device("meta"):  # counting needs shapes alone
-        model = create(name, num_classes=2, width=width, stem_relu=stem_relu, in_channels=input_size[0])
-    found = Plan.of(model, input_size)
+    size = checked_image_size("models.count_table", input_size)
+    try:
+        with torch.device("meta"):  # counting needs shapes alone
+            model = create(name, num_classes=2, width=width, stem_relu=stem_relu, in_channels=size[0])
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    found = Plan.of(model, size)
     if plan is not None:
         plan.check_fits(found)
     return f"{name}, width {width}: {convention(stem_relu)}\n{(plan or found).table()}"
