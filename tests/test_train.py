@@ -181,6 +181,7 @@ def test_a_run_leaves_all_it_promises(finished):
     assert json.loads((folder / "result.json").read_text())["test_accuracy"] == result.test_accuracy
     log = (folder / "log.txt").read_text()
     assert log.count("\n") == 2 + 10
+    assert f"width 4, {result.plan.drelus} DReLUs of 240 asked; digits, 128 training" in log
     assert all(word in log for word in ("loss", "val", "lr", "DReLUs", "soft channels", "images/s", "ETA"))
 
 
@@ -425,6 +426,13 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_a_budget_above_every_channel_is_every_channel():
+    recipe = small("demo-240", "plan.budget=1000000", "plan.group=1")
+    plan = networks.make_plan(recipe, networks.model_spec(recipe, data.load("digits")))
+    assert [site.prototypes for site in plan] == [site.channels for site in plan]
+    assert plan.drelus == 1920
 
 
 def test_a_terminal_sees_the_running_loss_and_the_log_only_whole_epochs(tmp_path, monkeypatch):

@@ -30,8 +30,9 @@ def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
 def make_plan(recipe: Recipe, spec: dict[str, Any]) -> Plan:
     """The plan of the recipe's hard network.
 
-    Raises RecipeError: no such model, a budget below the floor or above what groups can reach, weights that do not
-    fit the number of sites.
+    A budget above what the groups can take gives P = C everywhere: the run's log says what was reached.
+
+    Raises RecipeError: no such model, a budget below the floor, weights that do not fit the number of sites.
     """
     try:
         found = Plan.of(_create(spec), tuple(spec["input_size"]))

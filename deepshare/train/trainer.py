@@ -135,9 +135,10 @@ def _check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, kn
 def _announce(run: Run) -> None:
     recipe, parts = run.recipe, run.dataset
     epochs = " + ".join(f"{phase.kind} {phase.epochs}" for phase in recipe.phase)
+    asked = "" if recipe.plan.budget is None else f" of {recipe.plan.budget:,} asked"
     run.progress.say(
-        f"{recipe.name}: {recipe.model.name} width {recipe.model.width}, {run.plan.drelus:,} DReLUs; {parts.name}, "
-        f"{len(parts.train):,} training, {len(parts.val):,} validation, {len(parts.test):,} test images; "
+        f"{recipe.name}: {recipe.model.name} width {recipe.model.width}, {run.plan.drelus:,} DReLUs{asked}; "
+        f"{parts.name}, {len(parts.train):,} training, {len(parts.val):,} validation, {len(parts.test):,} test images; "
         f"epochs {epochs}; {run.device}"
     )
 
