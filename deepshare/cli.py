@@ -166,13 +166,13 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _secure(options: argparse.Namespace) -> None:
-    from deepshare import data, secure
+    from deepshare import data, models, secure
     from deepshare.checkpoint import load_checkpoint
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ArgumentError(f"--json: the folder of {options.json} does not exist")
-    recipe = load_checkpoint(options.checkpoint).recipe
-    name = options.data or (recipe or {}).get("data", {}).get("name")
+    checkpoint = load_checkpoint(options.checkpoint)
+    name = options.data or (checkpoint.recipe or {}).get("data", {}).get("name")
     if name is None:
         raise ArgumentError("--data is needed: the checkpoint does not say what it was trained on")
     if options.images < 1:
@@ -180,11 +180,22 @@ def _secure(options: argparse.Namespace) -> None:
     dataset = data.load(name, options.data_root)
     images, labels = dataset.test.images[: options.images], dataset.test.labels[: options.images]
     report = secure.run(
-        options.checkpoint, dataset.normalise(images), labels, weights=options.weights, batch=options.batch
+        checkpoint,
+        dataset.normalise(images),
+        labels,
+        weights=options.weights,
+        batch=options.batch,
+        name=str(options.checkpoint),
+        progress=_show_images if sys.stderr.isatty() else None,
     )
-    print(report)
+    print(models.convention(checkpoint.spec["stem_relu"]), report, sep="\n")
     if options.json is not None:
         report.save(options.json)
+
+
+def _show_images(done: int, total: int) -> None:
+    """One line on the terminal, written over."""
+    print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _demo(options: argparse.Namespace) -> None:

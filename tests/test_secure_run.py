@@ -98,7 +98,7 @@ class EnoughError(Exception):
 @pytest.mark.parametrize(
     ("rank", "sent", "bound", "words"),
     [
-        (1, signal.SIGKILL, 2.0, r"party 1 \(client\) was killed by SIGKILL at '.+'; (last line of )?its stderr"),
+        (1, signal.SIGKILL, 5.0, r"party 1 \(client\) was killed by SIGKILL at '.+'; (last line of )?its stderr"),
         (1, signal.SIGSTOP, STALL / 2 + 3, r"party 1 \(client\) gave no sign of life for \d\.\d s \(stopped\?\)"),
     ],
 )
