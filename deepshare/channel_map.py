@@ -18,7 +18,8 @@ class ChannelMap(nn.Module):
 
     Raises:
         TypeError: pi is not a one-dimensional integer tensor.
-        ValueError: P is not in 1..C, or a value of pi is not in 0..P-1.
+        ValueError: P is not in 1..C, or a value of pi is not in 0..P-1 (not checked on the meta device); when loading,
+            pi maps to another number of prototypes than P.
     """
 
     pi: Tensor
@@ -52,12 +53,28 @@ class ChannelMap(nn.Module):
                     f"ChannelMap: pi must have {self.channels} channels (got {list(incoming.shape)} for {prefix}pi)"
                 )
             _validate(incoming, self.prototypes)
+            self._check_prototypes_of(incoming)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if incoming is not None:
             self.pi = self.pi.to(torch.int32)  # assign=True takes the incoming tensor, whatever integers it has
             members, offsets = _inverse(self.pi, self.prototypes)
-            self.members.copy_(members)
-            self.offsets.copy_(offsets)
+            if self.members.device == members.device:
+                self.members.copy_(members)
+                self.offsets.copy_(offsets)
+            else:  # assign=True has filled a module that was on the meta device
+                self.members, self.offsets = members, offsets
+
+    def _check_prototypes_of(self, pi: Tensor) -> None:
+        """A map of another P fits in shape, and would be paid and counted as this one: refuse it.
+
+        A map that never uses its last prototypes loads into one like it.
+        """
+        if pi.is_meta:
+            return
+        found = int(pi.max()) + 1
+        own = self.prototypes if self.pi.is_meta else int(self.pi.max()) + 1
+        if found not in (self.prototypes, own):
+            raise ValueError(f"ChannelMap: pi must be a map to {self.prototypes} prototypes (got one to {found})")
 
 
 def _check_prototypes(channels: int, prototypes: int) -> None:
@@ -71,6 +88,8 @@ def _validate(pi: Tensor, prototypes: int) -> None:
         got = f"{pi.dtype} {list(pi.shape)}" if isinstance(pi, Tensor) else type(pi).__name__
         raise TypeError(f"ChannelMap: pi must be an integer tensor [C] (got {got})")
     _check_prototypes(pi.numel(), prototypes)
+    if pi.is_meta:
+        return
     low, high = int(pi.min()), int(pi.max())
     if low < 0 or high >= prototypes:
         raise ValueError(f"ChannelMap: pi must have values in 0..{prototypes - 1} (got {low}..{high})")
@@ -78,6 +97,8 @@ def _validate(pi: Tensor, prototypes: int) -> None:
 
 def _inverse(pi: Tensor, prototypes: int) -> tuple[Tensor, Tensor]:
     """(members, offsets) of pi, on pi's device."""
+    if pi.is_meta:  # bincount does not run there
+        return pi.new_empty(pi.shape, dtype=torch.int32), pi.new_empty(prototypes + 1, dtype=torch.int32)
     members = torch.argsort(pi, stable=True).to(torch.int32)
     counts = torch.bincount(pi.long(), minlength=prototypes)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)

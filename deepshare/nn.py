@@ -30,8 +30,14 @@ class SharedReLU2d(nn.Module):
             `soft_switch`, so that it goes into checkpoints and changing it recompiles nothing (but reaching 0, where
             the hard path begins).
 
+    Whether `soft_switch` is 0 is mirrored in a Python attribute, because reading the buffer at every call would make
+    the host wait for the device. The setter and `load_state_dict` keep the mirror right; what replaces the buffer
+    behind the module's back (`torch.func.functional_call` with another state dict) changes the number of soft channels
+    of a soft module, but does not make a hard one soft.
+
     Raises:
-        ValueError: prototypes is not in 1..channels, soft_channels not in 0..channels; and as `shared_relu`.
+        ValueError: prototypes is not in 1..channels, soft_channels not in 0..channels, a loaded state is for another
+            P; and as `shared_relu`.
     """
 
     alpha: Tensor
@@ -85,15 +91,19 @@ class SharedReLU2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        plain = f"{self.channels}, {self.prototypes}, affine={self.affine}"
+        if self.gamma.is_meta:  # no values to show
+            return plain
         state = "" if self._hard else f", soft_channels={self.soft_channels}"
-        return f"{self.channels}, {self.prototypes}, affine={self.affine}, gamma={float(self.gamma):g}{state}"
+        return f"{plain}, gamma={float(self.gamma):g}{state}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
         incoming = state_dict.get(prefix + "soft_switch")
-        if incoming is not None:
+        if incoming is not None and not incoming.is_meta:
             self._check_soft_channels(incoming.item())
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.soft_channels = int(self.soft_switch)
+        if not self.soft_switch.is_meta:
+            self.soft_channels = int(self.soft_switch)
 
 
 class MaskedReLU2d(nn.Module):
@@ -125,4 +135,5 @@ class MaskedReLU2d(nn.Module):
         return torch.where(mask, torch.relu(x), x)
 
     def extra_repr(self) -> str:
-        return f"{list(self.mask.shape)}, kept={int(self.mask.sum())}"
+        shape = str(list(self.mask.shape))
+        return shape if self.mask.is_meta else f"{shape}, kept={int(self.mask.sum())}"

@@ -93,6 +93,7 @@ def test_loading_rebuilds_the_inverse(dtype: torch.dtype, assign: bool):
         (torch.tensor([0, 1, 3, 0, 0]), "pi must have values in 0..2 (got 0..3)"),
         (torch.tensor([0, 1, 2]), "pi must have 5 channels (got [3] for pi)"),
         (torch.tensor([0.0, 1, 2, 0, 1]), "pi must be an integer tensor [C]"),
+        (torch.tensor([0, 1, 0, 1, 0]), "pi must be a map to 3 prototypes (got one to 2)"),
     ],
 )
 def test_loading_refuses_a_wrong_map_and_keeps_the_old(pi: torch.Tensor, message: str):
@@ -101,6 +102,23 @@ def test_loading_refuses_a_wrong_map_and_keeps_the_old(pi: torch.Tensor, message
         fewer.load_state_dict({"pi": pi})
     assert fewer.pi.tolist() == [0, 1, 2, 0, 1]
     assert members_of(fewer) == [[0, 3], [1, 4], [2]]
+
+
+def test_a_map_with_unused_prototypes_loads_into_one_like_it():
+    fewer = ChannelMap(torch.tensor([1, 0, 1]), 3)
+    other = ChannelMap(torch.tensor([0, 1, 1]), 3)
+    other.load_state_dict(fewer.state_dict())
+    assert members_of(other) == [[1], [0, 2], []]
+
+
+def test_on_the_meta_device():
+    with torch.device("meta"):
+        fewer = ChannelMap.balanced(5, 3)
+    assert (fewer.pi.shape, fewer.members.shape, fewer.offsets.shape) == ((5,), (5,), (4,))
+    fewer.load_state_dict(ChannelMap.balanced(5, 3).state_dict(), assign=True)
+    assert members_of(fewer) == [[0, 3], [1, 4], [2]]
+    with pytest.raises(ValueError, match="got one to 2"):
+        ChannelMap.balanced(5, 3).to("meta").load_state_dict(ChannelMap.balanced(5, 2).state_dict(), assign=True)
 
 
 def test_a_missing_map_is_reported():

@@ -58,6 +58,32 @@ def test_repr_says_the_state():
     assert "6, 2, affine=True, gamma=4, soft_channels=5\n" in repr(act)
 
 
+def test_on_the_meta_device():
+    with torch.device("meta"):
+        acts = [SharedReLU2d(8, 2), MaskedReLU2d(torch.ones(8, dtype=torch.bool))]
+    acts[0].soft_channels = 3
+    for act in (*acts, SharedReLU2d(8, 2).to("meta")):
+        assert "8" in repr(act)
+        assert act(torch.ones(1, 8, 2, 2, device="meta")).shape == (1, 8, 2, 2)
+    source = SharedReLU2d(8, 2, gamma=2.0)
+    source.soft_channels = 5
+    acts[0].load_state_dict(SharedReLU2d(8, 2).to("meta").state_dict())
+    acts[0].load_state_dict(source.state_dict(), assign=True)
+    assert (acts[0].soft_channels, float(acts[0].gamma)) == (5, 2.0)
+    x = torch.randn(1, 8, 2, 2)
+    assert torch.equal(acts[0](x), source(x))
+
+
+def test_a_hard_module_stays_hard_under_another_state():
+    # the documented limit of the mirror of soft_switch; load_state_dict makes it soft
+    soft, hard = SharedReLU2d(4, 2), SharedReLU2d(4, 2)
+    soft.soft_channels = 4
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(torch.func.functional_call(hard, soft.state_dict(), x), SharedReLU2d(4, 2)(x))
+    hard.load_state_dict(soft.state_dict())
+    assert torch.equal(hard(x), soft(x))
+
+
 def test_soft_everywhere_is_gelu():
     act = SharedReLU2d(4, 4)
     act.soft_channels = 4
@@ -110,6 +136,7 @@ def test_state_dict_round_trip(soft: int, affine: bool):
     ("key", "value", "message"),
     [
         ("channel_map.pi", torch.tensor([0, 1, 2, 3, 0, 1]), "pi must have values in 0..2 (got 0..3)"),
+        ("channel_map.pi", torch.arange(6) % 2, "pi must be a map to 3 prototypes (got one to 2)"),
         ("channel_map.pi", torch.zeros(5, dtype=torch.int32), "pi must have 6 channels (got [5] for channel_map.pi)"),
         ("soft_switch", torch.tensor(7, dtype=torch.int32), "soft_channels must be an int in 0..6 (got 7)"),
         ("soft_switch", torch.tensor(-1, dtype=torch.int32), "soft_channels must be an int in 0..6 (got -1)"),
