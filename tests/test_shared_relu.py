@@ -46,6 +46,16 @@ def test_random_cases(backend: str, block: int):
         check(random_case(number, INTERPRETED_ELEMENTS if interpreted else 6000), backend)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(BLOCKS))
+@pytest.mark.parametrize("backend", [p for p in BACKENDS if p.values[0] == "triton"])
+def test_random_cases_the_interpreter_is_slow_for(backend: str, block: int):
+    if device_of(backend) != "cpu":
+        pytest.skip("on a GPU test_random_cases runs them all")
+    for number in range(block * CASES_PER_BLOCK + INTERPRETED_CASES, (block + 1) * CASES_PER_BLOCK):
+        check(random_case(number, INTERPRETED_ELEMENTS), backend)
+
+
 def test_the_equivalent_pytorch_of_the_docstring():
     outcome = doctest.testmod(deepshare.ops)
     assert (outcome.failed, outcome.attempted) == (0, 5)
