@@ -137,6 +137,7 @@ def test_overrides_are_typed_and_reach_phases_by_star_kind_and_position(path):
         ("phase.gelu=1", "names a whole table"),
         ("name.first=1", "nothing below 'first'"),
         (f"data.split_seed={10**26}", "data.split_seed: wanted 0 to "),
+        ("name=\udcff", "name: wanted text that UTF-8 can hold"),
         ("data.split_seed=-1", "data.split_seed: wanted 0 to "),
         (f"model.width={10**12}", "model.width: wanted 1 to 4096, got 1000000000000"),
         ("data.limit=1", "data.limit: wanted at least 2, got 1"),

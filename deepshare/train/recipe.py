@@ -167,6 +167,8 @@ class Recipe:
     distill: DistillRecipe = field(default_factory=DistillRecipe)
 
     def __post_init__(self) -> None:
+        lone = any("\ud800" <= letter <= "\udfff" for letter in self.name)  # what Python makes of bytes in arguments
+        _require(not lone, f"name: wanted text that UTF-8 can hold, got {self.name!r}")
         self._check_order()
         self._check_distillation()
         best = [phase.kind for phase in self.phase if phase.keeps_best]
