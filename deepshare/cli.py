@@ -7,8 +7,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-MAX_WIDTH = 4096  # 64 times the widest network of the papers; beyond it a typing mistake
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did its work, 2 with one line on stderr for bad input, 130 after Ctrl-C."""
@@ -131,8 +129,8 @@ def _count(options: argparse.Namespace) -> None:
         known = ", ".join(models.names())
         raise ArgumentError(f"MODEL must be one of {known}, or a checkpoint file (got {options.model!r})")
     width = 64 if options.width is None else options.width
-    if not 1 <= width <= MAX_WIDTH:
-        raise ArgumentError(f"--width must be in 1..{MAX_WIDTH} (got {width})")
+    if not 1 <= width <= models.MAX_WIDTH:
+        raise ArgumentError(f"--width must be in 1..{models.MAX_WIDTH} (got {width})")
     size = parse_input_size(options.input or "3x32x32")
     plan = None if options.plan is None else Plan.load(options.plan)
     print(models.count_table(options.model, size, plan=plan, width=width, stem_relu=bool(options.stem_relu)))
@@ -172,8 +170,9 @@ def _secure(options: argparse.Namespace) -> None:
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ArgumentError(f"--json: the folder of {options.json} does not exist")
     checkpoint = load_checkpoint(options.checkpoint)
-    name = options.data or (checkpoint.recipe or {}).get("data", {}).get("name")
-    if name is None:
+    trained_on = (checkpoint.recipe or {}).get("data")
+    name = options.data or (trained_on.get("name") if isinstance(trained_on, dict) else None)
+    if not isinstance(name, str):
         raise ArgumentError("--data is needed: the checkpoint does not say what it was trained on")
     if options.images < 1:
         raise ArgumentError(f"--images must be at least 1 (got {options.images})")

@@ -104,6 +104,8 @@ def test_secure_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--data is needed" in capsys.readouterr().err
     assert cli.main(["secure", str(path), "--data", "digits", "--images", "0"]) == 2
     assert "--images must be at least 1 (got 0)" in capsys.readouterr().err
+    assert cli.main(["secure", str(checkpoint(path, recipe={"data": 3}))]) == 2
+    assert "--data is needed" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:2000])
     assert cli.main(["secure", str(path)]) == 2
     assert "net.safetensors" in capsys.readouterr().err

@@ -180,12 +180,12 @@ def assert_secure_run_agrees(checkpoint: Path, data_root: Path) -> None:
     from deepshare import data, secure
 
     cifar = data.load("cifar100", data_root)
-    images, labels = cifar.normalise(cifar.test.images[:40]), cifar.test.labels[:40]
-    report = secure.run(checkpoint, images, labels)
+    images, labels = cifar.normalise(cifar.test.images[:200]), cifar.test.labels[:200]
+    report = secure.run(checkpoint, images, labels, batch=20)
     print(report)  # shown by pytest -s: the figures in the README
     assert report.rounds == report.predicted_rounds > 0
     assert report.server_bytes + report.client_bytes == report.predicted_bytes > 0
-    assert report.images == 40
+    assert report.images == 200
     assert report.agreement >= 0.9
 
 

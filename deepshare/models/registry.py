@@ -9,7 +9,8 @@ from deepshare.models.resnet import ResNet
 from deepshare.plan import Plan, PlanError
 from deepshare.site import checked_image_size
 
-_MOST = {"num_classes": 2**20, "width": 4096, "in_channels": 2**16}  # far above any paper's; beyond it a mistake
+MAX_WIDTH = 4096  # 64 times the papers'
+_MOST = {"num_classes": 2**20, "width": MAX_WIDTH, "in_channels": 2**16}  # far above any paper's; beyond it a mistake
 _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepshare.data import Augment
+from deepshare.models import MAX_WIDTH
 from deepshare.train.errors import RecipeError
 from deepshare.train.fields import build, plain
 from deepshare.train.overrides import apply_overrides
@@ -18,7 +19,6 @@ from deepshare.train.toml_out import to_toml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Kind = Literal["teacher", "baseline", "gelu", "switch", "finetune"]
-MAX_WIDTH = 4096  # 64 times the widest network of the papers, as `deepshare count`; beyond it a typing mistake
 MAX_SEED = 2**63 - 1  # what torch.Generator and TOML both hold
 ORDER: tuple[Kind, ...] = ("teacher", "baseline", "gelu", "switch", "finetune")
 
