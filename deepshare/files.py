@@ -13,7 +13,7 @@ def write_whole(path: Path | str, content: bytes | str) -> Path:
     Raises:
         OSError: the folder is missing or not writable, or `path` is a folder or a device; it is then as it was.
     """
-    path = Path(os.path.realpath(path))
+    given, path = Path(path), Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: must be a file to be replaced, it is none")
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -28,4 +28,4 @@ def write_whole(path: Path | str, content: bytes | str) -> Path:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    return path
+    return given

@@ -1,0 +1,135 @@
+"""The parts of training alone: losses, weight decay, the switch, evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepshare import data, models
+from deepshare.nn import SharedReLU2d
+from deepshare.plan import Plan, apply_plan
+from deepshare.train import load_recipe, networks
+from deepshare.train.loop import evaluate, make_optimizer
+from deepshare.train.task import Distillation, HardLabels
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits)
+    return shares / shares.sum(1, keepdims=True)
+
+
+def test_distillation_is_the_formula():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+    labels = np.array([0, 2, 1, 1, 0])
+    hard = -np.log(softmax(ours)[np.arange(5), labels]).mean()
+    student, teacher = softmax(ours / 4), softmax(theirs / 4)
+    soft = (teacher * (np.log(teacher) - np.log(student))).sum(1).mean()
+    task = Distillation(Fixed(theirs), temperature=4, weight=0.3)
+    loss = task(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels))
+    assert loss.item() == pytest.approx(0.7 * hard + 0.3 * 16 * soft, rel=1e-12)
+    assert HardLabels()(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels)).item() == pytest.approx(hard)
+
+
+class Fixed(nn.Module):
+    """A network whose logits are given."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.from_numpy(logits))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def test_the_teacher_neither_learns_nor_normalises_by_the_batch():
+    teacher = models.create("resnet18", num_classes=10, width=4, in_channels=1).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = models.create("resnet18", num_classes=10, width=4, in_channels=1)
+    Distillation(teacher, 4, 0.5)(student, torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)).backward()
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(value.grad is None for value in teacher.parameters())
+    assert all(value.grad is not None for value in student.parameters())
+
+
+@pytest.mark.parametrize("decay_affine", [False, True])
+def test_weight_decay_reaches_alpha_and_beta_only_when_asked(decay_affine):
+    phase = load_recipe("demo-240", [f"phase.gelu.decay_affine={str(decay_affine).lower()}"]).phase[1]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), SharedReLU2d(8, 2))
+    optimizer = make_optimizer(model, phase)
+    decay = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
+    assert len(decay) == 4
+    assert decay[id(model[0].weight)] == phase.weight_decay > 0
+    assert decay[id(model[1].alpha)] == decay[id(model[1].beta)] == (phase.weight_decay if decay_affine else 0)
+
+
+def shared_model(width: int = 4) -> tuple[nn.Module, Plan]:
+    recipe = load_recipe("demo-240", [f"model.width={width}"])
+    spec = networks.model_spec(recipe, data.load("digits"))
+    plan = networks.make_plan(recipe, spec)
+    return networks.fresh(recipe, spec, plan, "gelu"), plan
+
+
+def test_switch_turns_the_last_channels_first_everywhere_at_once_and_prototypes_last():
+    model, plan = shared_model()
+    networks.soften(model)
+    gates = list(networks.shared_gates(model))
+    assert len(gates) == len(plan) == 16
+    before = {gate: gate.channels for gate in gates}
+    for epoch in range(10):
+        networks.switch(model, epoch, 10)
+        for gate in gates:
+            soft = gate.soft_channels
+            assert soft <= before[gate]
+            assert abs(soft / gate.channels - (9 - epoch) / 10) < 1 / gate.channels
+            before[gate] = soft
+            if soft >= gate.prototypes:  # a replicate is soft still, so every prototype is
+                continue
+            assert all(channel >= soft for channel in range(gate.prototypes, gate.channels))
+    assert networks.soft_channels(model) == 0
+
+
+def test_a_channel_is_hard_from_its_turn_on_whatever_its_prototype_is():
+    gate = SharedReLU2d(6, 2)
+    x = torch.randn(3, 6, 2, 2)
+    hard = gate(x)
+    gate.soft_channels = 6
+    soft = gate(x)
+    for left in range(6):
+        gate.soft_channels = left
+        assert torch.equal(gate(x)[:, left:], hard[:, left:])
+        assert torch.equal(gate(x)[:, :left], soft[:, :left])
+
+
+def test_hard_drelus_are_the_gates_that_are_hard():
+    model, plan = shared_model()
+    for soft_share in (1, 0.75, 0.5, 0.2, 0):
+        used: dict[str, set[int]] = {}
+        for site in plan:
+            gate = model.get_submodule(site.name)
+            gate.soft_channels = int(soft_share * gate.channels)
+            prototypes = gate.channel_map.pi[gate.soft_channels :].tolist()
+            used.setdefault(site.leader or site.name, set()).update(prototypes)
+        expected = sum(len(gates) * plan[name].positions for name, gates in used.items())
+        assert networks.hard_drelus(model, plan) == expected
+    assert expected == plan.drelus
+
+
+def test_hard_drelus_of_other_networks():
+    model = models.create("resnet18", num_classes=10, width=4, in_channels=1)
+    plan = Plan.of(model, (1, 8, 8))
+    assert networks.hard_drelus(model, plan) == 1920
+    assert networks.hard_drelus(apply_plan(model, networks.teacher_plan(plan)), networks.teacher_plan(plan)) == 0
+
+
+def test_evaluate_is_the_share_of_right_answers():
+    digits = data.load("digits")
+    logits = torch.eye(10)[digits.test.labels]
+    logits[:90] = torch.eye(10)[(digits.test.labels[:90] + 1) % 10]
+    answers = iter(logits.split(100))
+
+    class Oracle(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return next(answers)
+
+    assert evaluate(Oracle(), digits.batches("test", 100)) == 0.75
