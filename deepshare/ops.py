@@ -115,7 +115,7 @@ def backends() -> dict[str, str | None]:
 
 
 def _constant_when_traced(function: Callable[..., str]) -> Callable[..., str]:
-    """torch.compiler.assume_constant_result, but its import of torch._dynamo takes longer than `import torch`.
+    """torch.compiler.assume_constant_result, but its import of torch._dynamo takes about as long as `import torch`.
 
     Dynamo must not trace into the search for a backend: its answer is a constant of the process.
     """

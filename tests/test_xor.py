@@ -93,7 +93,7 @@ def test_training_repeats(xor):
 def test_only_the_gelu_phase_finds_it(xor):
     relu, snl, shared, without = (xor.accuracies(xor.train(kind, range(xor.SEEDS), xor.EPOCHS)) for kind in xor.KINDS)
     assert sum(accuracy > 0.96 for accuracy in shared) >= 4
-    assert max(without) < 0.9
+    assert not any(accuracy > 0.96 for accuracy in without)  # the same line: solved or not
     # a strip along the diagonal is right on 5/6 of the square at most, a half plane across it on 2/3
     assert max(snl) < 5 / 6 + 0.01
     assert max(relu) < 2 / 3 + 0.01
