@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deepshare import ChannelMap, shared_relu
-from deepshare.ops import backends
+from deepshare.raw_ops import backends
 
 Activation = Callable[[Tensor, Tensor, Tensor], Tensor]
 

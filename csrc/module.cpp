@@ -1,10 +1,10 @@
-// The Python module deepshare._C. Importing it registers the raw ops (ops.cpp); its one function tells how it
-// was built.
+// The Python module deepshare._C. Importing it registers the raw ops (the other files here); its one function
+// tells how it was built.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
-#include "cpu/shared_relu.h"
+#include "cpu/kernels.h"
 
 namespace py = pybind11;
 

@@ -2,19 +2,26 @@
 
 from deepshare.budget import allocate
 from deepshare.channel_map import ChannelMap
+from deepshare.masked import masked_relu
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.ops import shared_relu
+from deepshare.packed_gates import PackedGates, pack_gates
 from deepshare.plan import Plan, apply_plan, count_drelus
+from deepshare.share import shared_relu_share
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChannelMap",
     "MaskedReLU2d",
+    "PackedGates",
     "Plan",
     "SharedReLU2d",
     "allocate",
     "apply_plan",
     "count_drelus",
+    "masked_relu",
+    "pack_gates",
     "shared_relu",
+    "shared_relu_share",
 ]

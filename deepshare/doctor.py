@@ -97,7 +97,7 @@ def _triton() -> Iterator[str]:
 
 
 def _backends() -> Iterator[str]:
-    from deepshare.ops import backends
+    from deepshare.raw_ops import backends
 
     for name, reason in backends().items():
         state = "available" if reason is None else f"not available: {reason}"
@@ -105,7 +105,7 @@ def _backends() -> Iterator[str]:
 
 
 def _choice() -> Iterator[str]:
-    from deepshare.ops import backends, default_backend
+    from deepshare.raw_ops import backends, default_backend
 
     missing = {name for name, reason in backends().items() if reason is not None}
     for device, preferred in (("cpu", ("cpu",)), ("cuda", ("cuda", "triton"))):

@@ -1,163 +1,76 @@
 """shared_relu: one operator, four implementations, one autograd function. The contract: docs/shared_relu.md."""
 
-import importlib.util
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from deepshare.channel_map import ChannelMap
-from deepshare.kernels import native, reference
+from deepshare.packed_gates import PackedGates
+from deepshare.raw_ops import IMPLEMENTATIONS, choose_backend
 
-_FORWARD = (
-    "(Tensor x, Tensor? source, Tensor pi, Tensor alpha, Tensor beta, Tensor? soft_channels, Tensor? gamma) -> Tensor"
-)
-_BACKWARD = (
-    "(Tensor grad, Tensor x, Tensor? source, Tensor pi, Tensor members, Tensor offsets, Tensor alpha, Tensor beta, "
-    "Tensor? soft_channels, Tensor? gamma) -> (Tensor dx, Tensor dsource, Tensor dalpha, Tensor dbeta)"
-)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def _fake_forward(x, source, pi, alpha, beta, soft_channels, gamma):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
-
-
-def _fake_backward(grad, x, source, pi, members, offsets, alpha, beta, soft_channels, gamma):  # type: ignore[no-untyped-def]
-    no_source_gradient = source is None or soft_channels is None
-    dsource = x.new_empty(0) if no_source_gradient else torch.empty_like(source)
-    return torch.empty_like(x), dsource, torch.empty_like(alpha), torch.empty_like(beta)
-
-
-def _define(suffix: str) -> None:
-    for name, schema, fake in (
-        (f"deepshare::shared_relu_{suffix}", _FORWARD, _fake_forward),
-        (f"deepshare::shared_relu_backward_{suffix}", _BACKWARD, _fake_backward),
-    ):
-        torch.library.define(name, schema)
-        torch.library.register_fake(name, fake)
-
-
-_define("native")
-_define("triton")
-
-
-@dataclass(frozen=True)
-class _Backend:
-    """One implementation: its raw forward and backward, and the devices it takes."""
-
-    forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-    devices: tuple[str, ...]
-
-
-# Triton is imported at the first call, not here: importing it costs more than the rest of deepshare together.
-def _triton_forward(*arguments: Any) -> Tensor:
-    from deepshare.kernels import triton_shared_relu
-
-    return triton_shared_relu.forward(*arguments)
-
-
-def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from deepshare.kernels import triton_shared_relu
-
-    return triton_shared_relu.backward(*arguments)
-
-
-_TRITON_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
-torch.library.impl("deepshare::shared_relu_triton", _TRITON_DEVICES, _triton_forward)
-torch.library.impl("deepshare::shared_relu_backward_triton", _TRITON_DEVICES, _triton_backward)
-native.load()  # gives shared_relu_native its implementations, where the extension was built
-
-_OPS = torch.ops.deepshare
-_IMPLEMENTATIONS = {
-    "reference": _Backend(reference.forward, reference.backward, ("cpu", "cuda", "mps", "xpu", "meta")),
-    "cpu": _Backend(_OPS.shared_relu_native, _OPS.shared_relu_backward_native, ("cpu",)),
-    "triton": _Backend(_OPS.shared_relu_triton, _OPS.shared_relu_backward_triton, _TRITON_DEVICES),
-    "cuda": _Backend(_OPS.shared_relu_native, _OPS.shared_relu_backward_native, ("cuda",)),
-}
-
-
-def _triton_missing() -> str | None:
-    """Why the Triton kernels cannot run here, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if "cpu" not in _TRITON_DEVICES and not torch.cuda.is_available():
-        return "no CUDA device, and TRITON_INTERPRET=1 was not set before deepshare was imported"
-    return None
-
-
-def _cuda_missing() -> str | None:
-    """Why the CUDA C++ kernels cannot run here, or None."""
-    module = native.load()
-    if module is None:
-        return native.why_not()
-    built = [int(architecture.removeprefix("sm_")) for architecture in module.build_info()["cuda_architectures"]]
-    if not built:
-        return "deepshare._C was built without CUDA (no nvcc at build time)"
-    if not torch.cuda.is_available():
-        return "no CUDA device, or a torch without CUDA"
-    major, minor = torch.cuda.get_device_capability()
-    if 10 * major + minor < min(built):
-        return f"deepshare._C has code for sm_{min(built)} and newer, the GPU is sm_{major}{minor}"
-    return None
-
-
-@cache
-def backends() -> dict[str, str | None]:
-    """Every backend with None where it can run, else the reason why it cannot."""
-    cpu = None if native.load() is not None else native.why_not()
-    return {"reference": None, "cpu": cpu, "triton": _triton_missing(), "cuda": _cuda_missing()}
-
-
-def _constant_when_traced(function: Callable[..., str]) -> Callable[..., str]:
-    """torch.compiler.assume_constant_result, but its import of torch._dynamo takes about as long as `import torch`.
-
-    Dynamo must not trace into the search for a backend: its answer is a constant of the process.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant_when_traced
-def default_backend(device_type: str) -> str:
-    """The backend used for tensors on `device_type` ("cpu", "cuda", ...) when none is forced."""
-    order = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
-    return next((name for name in order if backends()[name] is None), "reference")
-
-
-@_constant_when_traced
-def _forced_backend(name: str, device_type: str) -> str:
-    if name not in backends():
-        raise ValueError(f"shared_relu: backend must be one of {', '.join(backends())} (got {name!r})")
-    if backends()[name] is not None:
-        raise RuntimeError(f"shared_relu: backend {name!r} is not available: {backends()[name]}")
-    if device_type not in _IMPLEMENTATIONS[name].devices:
-        wanted = " or ".join(_IMPLEMENTATIONS[name].devices)
-        raise ValueError(f"shared_relu: backend {name!r} takes tensors on {wanted} (got {device_type})")
-    return name
-
-
 class _SharedReLU(torch.autograd.Function):
-    """Saves x (and a source) only: the gate is recomputed from it in backward."""
+    """Saves x (and a residual, and a source or its gates) only: the gate is recomputed from it in backward."""
 
     @staticmethod
-    def forward(ctx: Any, x, source, pi, members, offsets, alpha, beta, soft_channels, gamma, backend):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x, source, pi, members, offsets, alpha, beta, soft_channels, gamma)
+    def forward(ctx: Any, x, residual, source, gates, pi, members, offsets, alpha, beta, soft, gamma, emitted, backend):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, residual, source, gates, pi, members, offsets, alpha, beta, soft, gamma)
         ctx.backend = backend
-        return _IMPLEMENTATIONS[backend].forward(x, source, pi, alpha, beta, soft_channels, gamma)
+        outputs = _forward(x, residual, source, gates, pi, alpha, beta, soft, gamma, emitted, backend)
+        if emitted:
+            ctx.mark_non_differentiable(outputs[1])
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def, override]
-        x, source, *rest = ctx.saved_tensors
-        dx, dsource, dalpha, dbeta = _IMPLEMENTATIONS[ctx.backend].backward(grad, x, source, *rest)
-        has_source_gradient = source is not None and rest[-2] is not None
-        return dx, dsource if has_source_gradient else None, None, None, None, dalpha, dbeta, None, None, None
+    def backward(ctx: Any, grad: Tensor, *_: Any):  # type: ignore[no-untyped-def, override]
+        saved = ctx.saved_tensors
+        dx, dsource, dalpha, dbeta = IMPLEMENTATIONS[ctx.backend]["shared_relu_backward"](grad, *saved)
+        residual, source, soft = saved[1], saved[2], saved[9]
+        dsource = None if source is None or soft is None else dsource
+        dresidual = None if residual is None else dx
+        return dx, dresidual, dsource, None, None, None, None, dalpha, dbeta, None, None, None, None
+
+
+def _forward(x, residual, source, gates, pi, alpha, beta, soft_channels, gamma, emitted, backend):  # type: ignore[no-untyped-def]
+    """y; with `emitted` prototypes > 0, (y, their gates' bits)."""
+    run = IMPLEMENTATIONS[backend]
+    if emitted:
+        return run["shared_relu_emit"](x, residual, pi, alpha, beta, emitted)
+    return run["shared_relu"](x, residual, source, gates, pi, alpha, beta, soft_channels, gamma)
+
+
+@overload
+def shared_relu(
+    x: Tensor,
+    channel_map: ChannelMap,
+    alpha: Tensor,
+    beta: Tensor,
+    *,
+    source: Tensor | PackedGates | None = None,
+    residual: Tensor | None = None,
+    soft_channels: int | Tensor = 0,
+    gamma: float | Tensor = 1.0,
+    return_gates: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def shared_relu(
+    x: Tensor,
+    channel_map: ChannelMap,
+    alpha: Tensor,
+    beta: Tensor,
+    *,
+    source: Tensor | PackedGates | None = None,
+    residual: Tensor | None = None,
+    soft_channels: int | Tensor = 0,
+    gamma: float | Tensor = 1.0,
+    return_gates: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | PackedGates]: ...
 
 
 def shared_relu(
@@ -166,16 +79,18 @@ def shared_relu(
     alpha: Tensor,  # [C]
     beta: Tensor,  # [C]
     *,
-    source: Tensor | None = None,  # [N, >=P, *S]
+    source: Tensor | PackedGates | None = None,  # [N, >=P, *S]
+    residual: Tensor | None = None,  # [N, C, *S]
     soft_channels: int | Tensor = 0,
     gamma: float | Tensor = 1.0,
+    return_gates: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor | PackedGates]:
     """ReLU with gates shared between channels (DeepShare eq. 3) and layers (eq. 6).
 
-        y[n,c,s] = x[n,c,s] * (alpha[c] * gate[n,c,s] + beta[c])
+        y[n,c,s] = z[n,c,s] * (alpha[c] * gate[n,c,s] + beta[c]),  z = x, or x + residual in x's dtype
         gate[n,c,s] = Phi(gamma * v) where c < soft_channels, else 1[v >= 0]
-        v = source[n, pi[c], s], source x by default
+        v = source[n, pi[c], s], source z by default
 
     Equivalent PyTorch, for hard gates:
 
@@ -190,11 +105,15 @@ def shared_relu(
         x: pre-activation [N, C, *S]; float32, float16, bfloat16 or float64, any strides.
         channel_map: pi and P, on x's device.
         alpha, beta: [C], any floating dtype; used in float32 (float64 for float64 x).
-        source: [N, >=P, *S], x's dtype and device: the leader's pre-activation, whose first P channels give the gates.
+        source: where the gates come from (layer sharing), x's device: the leader's pre-activation [N, >=P, *S] in x's
+            dtype, or its hard gates as PackedGates.
+        residual: [N, C, *S], x's dtype and device, added to x first, in the same pass.
         soft_channels: how many channels, counted from the first, have the soft gate. An int32 0-dim tensor on x's
             device is read by the kernel, so that changing it neither recompiles nor recaptures; the int 0 selects the
             hard path.
         gamma: sharpness of the soft gate, a number or a 0-dim tensor on x's device.
+        return_gates: return (y, what a follower takes as source): the gates packed in the same pass where all are hard,
+            else z. Where a source is given, it is returned.
         backend: "reference", "cpu", "triton" or "cuda"; default: `default_backend(x.device.type)`.
 
     Returns:
@@ -204,20 +123,44 @@ def shared_relu(
         TypeError, ValueError: an argument has another type, dtype, shape, device or range than stated here.
         RuntimeError: the forced backend is not available; the message says why.
     """
-    _check_tensors(x, channel_map, alpha, beta, source)
+    _check_tensors(x, channel_map, alpha, beta)
+    if source is not None:
+        _check_source(x, channel_map.prototypes, source, soft_channels)
+    if residual is not None:
+        _check_residual(x, residual)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     soft, sharpness = _gate_state(soft_channels, gamma, x, channel_map.channels, dtype)
-    device = x.device.type
-    name = default_backend(device) if backend is None else _forced_backend(backend, device)
+    name = choose_backend("shared_relu", backend, x.device.type)
+    if return_gates and source is None and soft is not None and residual is not None:
+        x, residual = x + residual, None  # followers need it whole
+    emitted = channel_map.prototypes if return_gates and source is None and soft is None else 0
+    leader, bits = _gates_of(source, x)
     maps = (channel_map.pi, channel_map.members, channel_map.offsets)
-    return _SharedReLU.apply(x, source, *maps, alpha.to(dtype), beta.to(dtype), soft, sharpness, name)
+    affine = (alpha.to(dtype), beta.to(dtype))
+    if torch.is_grad_enabled():
+        outputs = _SharedReLU.apply(x, residual, leader, bits, *maps, *affine, soft, sharpness, emitted, name)
+    else:
+        outputs = _forward(x, residual, leader, bits, maps[0], *affine, soft, sharpness, emitted, name)
+    if not return_gates:
+        return outputs
+    if not emitted:
+        return outputs, x if source is None else source
+    y, bits = outputs
+    return y, PackedGates(bits, channel_map.prototypes, tuple(y.shape), y.stride())
 
 
-def _check_tensors(x: Tensor, channel_map: ChannelMap, alpha: Tensor, beta: Tensor, source: Tensor | None) -> None:
+def _gates_of(source: Tensor | PackedGates | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(source, bits) as the raw ops take them: at most one of the two."""
+    if not isinstance(source, PackedGates):
+        return source, None
+    return None, source.bits if source.fits(x) else source.repack(x).bits
+
+
+def _check_tensors(x: Tensor, channel_map: ChannelMap, alpha: Tensor, beta: Tensor) -> None:
     if not isinstance(channel_map, ChannelMap):
         raise TypeError(f"shared_relu: channel_map must be a ChannelMap (got {type(channel_map).__name__})")
-    for name, value in (("x", x), ("alpha", alpha), ("beta", beta), ("source", source)):
-        if not isinstance(value, Tensor) and not (name == "source" and value is None):
+    for name, value in (("x", x), ("alpha", alpha), ("beta", beta)):
+        if not isinstance(value, Tensor):
             raise TypeError(f"shared_relu: {name} must be a tensor (got {type(value).__name__})")
     channels = channel_map.channels
     if x.dtype not in _DTYPES:
@@ -232,11 +175,13 @@ def _check_tensors(x: Tensor, channel_map: ChannelMap, alpha: Tensor, beta: Tens
     for name, value in (("channel_map", channel_map.pi), ("alpha", alpha), ("beta", beta)):
         if value.device != x.device:
             raise ValueError(f"shared_relu: {name} must be on x's device {x.device} (got {value.device})")
-    if source is not None:
-        _check_source(x, channel_map.prototypes, source)
 
 
-def _check_source(x: Tensor, prototypes: int, source: Tensor) -> None:
+def _check_source(x: Tensor, prototypes: int, source: Tensor | PackedGates, soft_channels: int | Tensor) -> None:
+    if isinstance(source, PackedGates):
+        return _check_packed(x, prototypes, source, soft_channels)
+    if not isinstance(source, Tensor):
+        raise TypeError(f"shared_relu: source must be a tensor or PackedGates (got {type(source).__name__})")
     if source.dtype != x.dtype or source.device != x.device:
         raise TypeError(
             f"shared_relu: source must be {x.dtype} on {x.device} like x (got {source.dtype} on {source.device})"
@@ -245,6 +190,32 @@ def _check_source(x: Tensor, prototypes: int, source: Tensor) -> None:
     if not fits or source.shape[1] < prototypes:
         wanted = [x.shape[0], f">={prototypes}", *x.shape[2:]]
         raise ValueError(f"shared_relu: source must be {wanted} (got {list(source.shape)})")
+
+
+def _check_packed(x: Tensor, prototypes: int, source: PackedGates, soft_channels: int | Tensor) -> None:
+    if isinstance(soft_channels, Tensor) or soft_channels != 0:
+        raise ValueError(
+            "shared_relu: soft gates need the leader's pre-activation as source (got PackedGates, which are hard)"
+        )
+    if source.bits.device != x.device:
+        raise TypeError(f"shared_relu: source must be on x's device {x.device} (got {source.bits.device})")
+    shape = source.shape
+    if len(shape) != x.dim() or shape[0] != x.shape[0] or tuple(shape[2:]) != tuple(x.shape[2:]):
+        wanted = [x.shape[0], "C", *x.shape[2:]]
+        raise ValueError(f"shared_relu: source must be packed gates of a tensor {wanted} (got {list(shape)})")
+    if source.prototypes < prototypes:
+        raise ValueError(f"shared_relu: source must have {prototypes} prototypes or more (got {source.prototypes})")
+
+
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"shared_relu: residual must be a tensor (got {type(residual).__name__})")
+    if residual.dtype != x.dtype or residual.device != x.device:
+        raise TypeError(
+            f"shared_relu: residual must be {x.dtype} on {x.device} like x (got {residual.dtype} on {residual.device})"
+        )
+    if residual.shape != x.shape:
+        raise ValueError(f"shared_relu: residual must be {list(x.shape)} like x (got {list(residual.shape)})")
 
 
 def _gate_state(

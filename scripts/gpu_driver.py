@@ -17,7 +17,7 @@ CASES = 60
 
 
 def main() -> None:
-    from deepshare.ops import backends
+    from deepshare.raw_ops import backends
 
     for backend in ("cuda", "triton"):
         reason = backends()[backend]

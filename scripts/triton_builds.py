@@ -46,7 +46,7 @@ def missing() -> str | None:
 
 
 def _variants() -> Iterator[Variant]:
-    """Every kernel with the tiles that triton_shared_relu chooses for [128, 64, 32, 32] with 16 prototypes."""
+    """Every kernel with the tiles that triton_ops chooses for [128, 64, 32, 32] with 16 prototypes."""
     for dtype in DTYPES:
         wide = dtype in WIDE_DTYPES
         for soft in (False, True):
@@ -67,7 +67,7 @@ def _variants() -> Iterator[Variant]:
 
 
 def _signature(variant: Variant, names: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """(type of every parameter, value of every constant), as the host code in triton_shared_relu passes them."""
+    """(type of every parameter, value of every constant), as the host code in triton_ops passes them."""
     wide = "fp64" if variant.dtype == "fp64" else "fp32"
     constants = dict(variant.constants)
     if constants.get("SOFT") is False:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepshare import ChannelMap, shared_relu
-from deepshare.ops import backends
+from deepshare.raw_ops import backends
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last", "permuted", "sliced", "expanded")

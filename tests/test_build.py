@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import deepshare
+import deepshare.raw_ops
 from deepshare import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +148,7 @@ def test_doctor_names_every_part_and_the_choice():
         "Optional packages",
     ]
     assert not [line for line in lines if line.startswith("  failed")]
-    assert any(line.startswith(f"  cpu       {deepshare.ops.default_backend('cpu')} (") for line in lines)
+    assert any(line.startswith(f"  cpu       {deepshare.raw_ops.default_backend('cpu')} (") for line in lines)
 
 
 def test_doctor_survives_a_broken_part(monkeypatch: pytest.MonkeyPatch):

@@ -45,7 +45,8 @@ def case(
 def both(grad: Tensor, forward: list, members: Tensor, offsets: Tensor, ops: tuple) -> list[Tensor]:
     """y, dx, dsource, dalpha, dbeta of one implementation."""
     x, source, pi, *rest = forward
-    return [ops[0](*forward), *ops[1](grad, x, source, pi, members, offsets, *rest)]
+    operands = (x, None, source, None, pi)
+    return [ops[0](*operands, *rest), *ops[1](grad, *operands, members, offsets, *rest)]
 
 
 def native_results(arguments: tuple) -> list[Tensor]:
@@ -67,7 +68,7 @@ def test_larger_random_cases_agree_with_the_reference(block: int):
 @pytest.mark.parametrize(("shape", "prototypes"), SHAPES)
 def test_blocks_and_pieces_add_up(shape, prototypes: int, soft, with_source: bool):
     arguments = case(shape, prototypes, torch.float64, soft, with_source)
-    expected = both(*arguments, ops=(reference.forward, reference.backward))
+    expected = both(*arguments, ops=(reference.shared_relu, reference.shared_relu_backward))
     for got, wanted in zip(native_results(arguments), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
 
@@ -125,7 +126,7 @@ def test_every_16_bit_value_is_read_and_rounded_as_torch_does(dtype: torch.dtype
     zero, pi = torch.zeros(1), torch.zeros(1, dtype=torch.int32)
     for factor in (1.0, 1.0009766, 0.3333, 0.5, 3e-5, 70_000.0, -1e-3, 1e38):
         beta = torch.tensor([factor])
-        got = OPS.shared_relu_native(values.view(shape), None, pi, zero, beta, None, None).flatten()
+        got = OPS.shared_relu_native(values.view(shape), None, None, None, pi, zero, beta, None, None).flatten()
         wanted = (values.float() * beta).to(dtype)
         assert torch.equal(got.isnan(), wanted.isnan())
         assert torch.equal(got.nan_to_num().view(torch.int16), wanted.nan_to_num().view(torch.int16))
@@ -136,7 +137,7 @@ def test_every_16_bit_value_is_read_and_rounded_as_torch_does(dtype: torch.dtype
 @pytest.mark.parametrize("source_order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0)])
 def test_outputs_have_the_strides_of_their_inputs(order, source_order):
     grad, forward, members, offsets = case((3, 6, 4, 5), 2, torch.float64, soft=4, with_source=True)
-    expected = both(grad, forward, members, offsets, (reference.forward, reference.backward))
+    expected = both(grad, forward, members, offsets, (reference.shared_relu, reference.shared_relu_backward))
 
     def stored(tensor: Tensor, dims) -> Tensor:
         return tensor.permute(dims).contiguous().permute([dims.index(d) for d in range(4)])
@@ -176,8 +177,8 @@ def test_without_the_library_the_reference_serves_and_says_why(kind: str):
         "    def find_spec(self, name, path, target=None):\n"
         f"        if name == 'deepshare._C': raise {kind}('undefined symbol: aoti_x')\n"
         "sys.meta_path.insert(0, Broken())\n"
-        "import torch, deepshare; from deepshare import ops; from deepshare.kernels import native\n"
-        "print(deepshare.SharedReLU2d(4, 2)(torch.ones(1, 4, 2, 2)).sum().item(), ops.default_backend('cpu'))\n"
+        "import torch, deepshare; from deepshare import raw_ops; from deepshare.kernels import native\n"
+        "print(deepshare.SharedReLU2d(4, 2)(torch.ones(1, 4, 2, 2)).sum().item(), raw_ops.default_backend('cpu'))\n"
         "print(native.why_not())"
     )
     first, reason = in_fresh_process(code)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deepshare import SharedReLU2d, shared_relu
-from deepshare.ops import default_backend
+from deepshare.raw_ops import default_backend
 
 BACKENDS = backend_parameters()
 COMPILED = default_backend("cpu") != "reference"
@@ -44,9 +44,9 @@ def test_opcheck(backend: str, layout: str, source_channels: int | None, soft: i
     forward = getattr(torch.ops.deepshare, f"shared_relu_{RAW[backend]}").default
     backward = getattr(torch.ops.deepshare, f"shared_relu_backward_{RAW[backend]}").default
     affine = (given.alpha, given.beta)
-    torch.library.opcheck(forward, (given.x, given.source, fewer.pi, *affine, *state))
+    torch.library.opcheck(forward, (given.x, None, given.source, None, fewer.pi, *affine, *state))
     maps = (fewer.pi, fewer.members, fewer.offsets)
-    torch.library.opcheck(backward, (given.grad, given.x, given.source, *maps, *affine, *state))
+    torch.library.opcheck(backward, (given.grad, given.x, None, given.source, None, *maps, *affine, *state))
 
 
 def gradients(call: Callable[..., Tensor], x: Tensor, source: Tensor | None, others: list[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepshare import ChannelMap, shared_relu
-from deepshare.ops import backends
+from deepshare.raw_ops import backends
 
 FEWER = ChannelMap.balanced(4, 2)
 GOOD = {"x": torch.ones(2, 4, 3), "channel_map": FEWER, "alpha": torch.ones(4), "beta": torch.zeros(4)}
@@ -48,7 +48,7 @@ BAD = {
         ValueError,
         "alpha must be on x's device cpu (got meta)",
     ),
-    "source no tensor": ({"source": 3}, TypeError, "source must be a tensor (got int)"),
+    "source no tensor": ({"source": 3}, TypeError, "source must be a tensor or PackedGates (got int)"),
     "source dtype": (
         {"source": torch.ones(2, 4, 3).half()},
         TypeError,

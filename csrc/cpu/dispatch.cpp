@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "shared_relu.h"
+#include "kernels.h"
 
 namespace deepshare::cpu {
 

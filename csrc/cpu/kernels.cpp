@@ -1,5 +1,7 @@
 // The CPU kernels for one instruction set. Compiled once per DEEPSHARE_ISA (CMakeLists.txt), each time with
 // other -march flags.
+#include <stdexcept>
+
 #include "backward.h"
 #include "forward.h"
 
@@ -11,6 +13,8 @@ namespace {
 
 template <template <class> class Op, class Args>
 void by_dtype(const Args& args, ParallelFor parallel_for) {
+  if (args.residual != nullptr || args.gates != nullptr)
+    throw std::logic_error("deepshare: not on the CPU yet");
   switch (args.dtype) {
     case Dtype::kFloat32:
       return Op<float>(args, parallel_for).run();
@@ -23,11 +27,17 @@ void by_dtype(const Args& args, ParallelFor parallel_for) {
   }
 }
 
+template <class Args>
+void refuse(const Args&, ParallelFor) {
+  throw std::logic_error("deepshare: not on the CPU yet");
+}
+
 }  // namespace
 
 namespace DEEPSHARE_ISA {
 extern const Kernels kernels;
-const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA), by_dtype<Forward, ForwardArgs>,
-                         by_dtype<Backward, BackwardArgs>};
+const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),    by_dtype<Forward, ForwardArgs>,
+                         by_dtype<Backward, BackwardArgs>, refuse<MaskedForwardArgs>,
+                         refuse<MaskedBackwardArgs>,       refuse<ShareArgs>};
 }  // namespace DEEPSHARE_ISA
 }  // namespace deepshare::cpu

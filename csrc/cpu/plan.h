@@ -4,7 +4,7 @@
 #include <new>
 
 #include "element.h"
-#include "shared_relu.h"
+#include "kernels.h"
 
 namespace deepshare::cpu {
 namespace {

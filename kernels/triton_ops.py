@@ -1,4 +1,4 @@
-"""shared_relu in Triton: `forward` and `backward` with the contract of the raw ops (docs/design.md, section 3).
+"""The operators in Triton, with the contract of the raw ops (docs/design.md, section 3).
 
 Runs on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1. Equations: reference.py. Tile sizes are plain
 functions of shape and dtype: the order of every sum, and with it every bit of the result, depends on nothing else.
@@ -58,16 +58,20 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def forward(
+def shared_relu(
     x: Tensor,  # [N, C, *S], any strides
-    source: Tensor | None,  # [N, >=P, *S], None: x itself
+    residual: Tensor | None,  # [N, C, *S], None: z is x
+    source: Tensor | None,  # [N, >=P, *S], None: z itself
+    gates: Tensor | None,  # packed gates in place of a source
     pi: Tensor,  # int32 [C]
     alpha: Tensor,  # [C], accumulation dtype
     beta: Tensor,  # [C], accumulation dtype
     soft_channels: Tensor | None,  # int32 [], None: all gates hard
     gamma: Tensor | None,  # [], accumulation dtype
 ) -> Tensor:
-    """y = x * (alpha * gate + beta), with the strides of `torch.empty_like(x)`."""
+    """y = z * (alpha * gate + beta), with the strides of `torch.empty_like(x)`."""
+    if residual is not None or gates is not None:
+        raise NotImplementedError("not in Triton yet")
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
@@ -91,10 +95,12 @@ def forward(
     return y
 
 
-def backward(
+def shared_relu_backward(
     grad: Tensor,  # [N, C, *S], any strides
     x: Tensor,  # [N, C, *S], any strides
+    residual: Tensor | None,
     source: Tensor | None,
+    gates: Tensor | None,
     pi: Tensor,
     members: Tensor,  # int32 [C]
     offsets: Tensor,  # int32 [P+1]
@@ -103,7 +109,9 @@ def backward(
     soft_channels: Tensor | None,
     gamma: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dsource, dalpha, dbeta) as reference.backward; dsource is empty without a source or with hard gates only."""
+    """As reference.shared_relu_backward; dsource is empty without a source or with hard gates only."""
+    if residual is not None or gates is not None:
+        raise NotImplementedError("not in Triton yet")
     dx = torch.empty_like(x)
     soft = soft_channels is not None and gamma is not None
     dsource = torch.empty_like(source) if source is not None and soft else x.new_empty(0)
@@ -116,12 +124,12 @@ def backward(
         if not soft:
             partial = _backward_hard(grad, x, leader, pi, alpha, beta, dx)
         elif source is None:
-            gates = (pi, members, offsets, alpha, beta, soft_channels, gamma)
-            partial = _backward_soft(grad, x, leader, gates, dx, None)
+            sharing = (pi, members, offsets, alpha, beta, soft_channels, gamma)
+            partial = _backward_soft(grad, x, leader, sharing, dx, None)
         else:
-            gates = (pi, members, offsets, alpha, beta, soft_channels, gamma)
+            sharing = (pi, members, offsets, alpha, beta, soft_channels, gamma)
             dleader = dsource if leader is source else torch.empty_like(leader)
-            partial = _backward_soft(grad, x, leader, gates, dx, dleader)
+            partial = _backward_soft(grad, x, leader, sharing, dx, dleader)
             dleader[:, offsets.shape[0] - 1 :].zero_()
             if leader is not source:
                 dsource.copy_(dleader)

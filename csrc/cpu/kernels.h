@@ -1,9 +1,11 @@
-// shared_relu on the CPU. The argument structs are those of the CUDA launchers, so that one binding fills
+// The operators on the CPU. The argument structs are those of the CUDA launchers, so that one binding fills
 // both; here every pointer is host memory, `workspace` is not used, and `prototypes` may be an upper bound.
 #pragma once
 
 #include <cstdint>
 
+#include "../../kernels/cuda/masked_relu.h"
+#include "../../kernels/cuda/share.h"
 #include "../../kernels/cuda/shared_relu.h"
 
 namespace deepshare::cpu {
@@ -12,6 +14,9 @@ using cuda::BackwardArgs;
 using cuda::Dtype;
 using cuda::ForwardArgs;
 using cuda::Geometry;
+using cuda::MaskedBackwardArgs;
+using cuda::MaskedForwardArgs;
+using cuda::ShareArgs;
 
 // Calls body(first, last, context) on disjoint ranges that cover [begin, end), each of at least `grain`
 // items, possibly at once.
@@ -24,6 +29,9 @@ struct Kernels {
   const char* instruction_set;
   void (*forward)(const ForwardArgs& args, ParallelFor parallel_for);
   void (*backward)(const BackwardArgs& args, ParallelFor parallel_for);
+  void (*masked_forward)(const MaskedForwardArgs& args, ParallelFor parallel_for);
+  void (*masked_backward)(const MaskedBackwardArgs& args, ParallelFor parallel_for);
+  void (*share)(const ShareArgs& args, ParallelFor parallel_for);
 };
 
 // The widest build that this processor can run, or the one that DEEPSHARE_CPU_ISA names; throws
