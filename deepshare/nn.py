@@ -1,10 +1,13 @@
 """Activation modules: what a plan puts at a model's activation sites."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from deepshare.channel_map import ChannelMap
 from deepshare.ops import shared_relu
+from deepshare.packed_gates import PackedGates
 
 
 class SharedReLU2d(nn.Module):
@@ -16,6 +19,9 @@ class SharedReLU2d(nn.Module):
     A follower (layer sharing, eq. 6) is the same module called with its leader's pre-activation: `act(x, source=s)`.
     Sharing is data that flows along the graph, never state between modules. With P = C, alpha = 1 and beta = 0 the
     module is nn.ReLU: in value on every finite input, in gradient away from 0.
+
+    `act(x, residual=r)` is act(x + r) in one pass. `y, gates = act(x, return_gates=True)` gives what a follower takes
+    as source: once all gates are hard one bit for each, before that the pre-activation itself.
 
     Args:
         channels: C of the input [N, C, H, W] (any [N, C, *S] works).
@@ -83,11 +89,21 @@ class SharedReLU2d(nn.Module):
     def forward(
         self,
         x: Tensor,  # [N, C, H, W]
-        source: Tensor | None = None,  # [N, >=P, H, W], the leader's pre-activation
-    ) -> Tensor:
-        soft = 0 if self._hard else self.soft_switch
-        return shared_relu(
-            x, self.channel_map, self.alpha, self.beta, source=source, soft_channels=soft, gamma=self.gamma
+        source: Tensor | PackedGates | None = None,  # [N, >=P, H, W], the leader's pre-activation, or its gates
+        *,
+        residual: Tensor | None = None,  # [N, C, H, W], added to x first
+        return_gates: bool = False,  # (y, what a follower takes as source)
+    ) -> Any:
+        return shared_relu(  # type: ignore[call-overload]  # a bool that is not known
+            x,
+            self.channel_map,
+            self.alpha,
+            self.beta,
+            source=source,
+            residual=residual,
+            soft_channels=0 if self._hard else self.soft_switch,
+            gamma=1.0 if self._hard else self.gamma,
+            return_gates=return_gates,
         )
 
     def extra_repr(self) -> str:

@@ -137,7 +137,6 @@ def default_backend(device_type: str) -> str:
     return next((name for name in order if backends()[name] is None), "reference")
 
 
-@cache
 def _checked_backend(op: str, name: str, device_type: str) -> str:
     if name not in backends():
         raise ValueError(f"{op}: backend must be one of {', '.join(backends())} (got {name!r})")
