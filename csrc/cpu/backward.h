@@ -359,10 +359,8 @@ struct Backward {
       const A* s =
           call.own ? x : load(call.source + index * channels.source_count, channels.prototypes, wide_s.get());
       for (int64_t p = 0; p < channels.prototypes; ++p) to_source[p] = 0;
-      for (int64_t p = 0; p < channels.soft_prototypes; ++p) {
-        gate[p] = soft_gate(s[p], channels.gamma);
-        slope[p] = soft_slope(s[p], channels.gamma);
-      }
+      soft_gates(s, channels.gamma, channels.soft_prototypes, gate.get());
+      soft_slopes(s, channels.gamma, channels.soft_prototypes, slope.get());
       for (int64_t c = 0; c < width; ++c) {
         const int64_t p = channels.prototype[c];
         const A product = g[c] * x[c];

@@ -132,7 +132,7 @@ struct Forward {
         const A* values = load(row, width, wide_x.get());
         const A* signs = gate_row == row ? values : load(gate_row, channels.prototypes, wide_s.get());
         A* __restrict__ out = target(y + pixel * width, wide_y.get());
-        for (int64_t p = 0; p < channels.soft_prototypes; ++p) gate[p] = soft_gate(signs[p], channels.gamma);
+        soft_gates(signs, channels.gamma, channels.soft_prototypes, gate.get());
         for (int64_t c = 0; c < width; ++c) {
           const int64_t p = prototype[c];
           const A open = c < channels.soft ? gate[p] : (signs[p] >= A(0) ? A(1) : A(0));

@@ -1,17 +1,11 @@
 // The gate of a row and, where it is soft, its slope.
 #pragma once
 
-#include <cmath>
-
+#include "math.h"
 #include "plan.h"
 
 namespace deepshare::cpu {
 namespace {
-
-template <class A>
-constexpr A kInvSqrt2 = A(0.70710678118654752440);
-template <class A>
-constexpr A kInvSqrt2Pi = A(0.39894228040143267794);
 
 // 1[s >= 0]: 1 at -0.0, 0 at NaN.
 template <class A>
@@ -21,15 +15,14 @@ void hard_gates(const A* __restrict__ s, int64_t count, A* __restrict__ gate) {
 
 // Phi(gamma * s), the standard normal distribution function.
 template <class A>
-A soft_gate(A s, A gamma) {
-  return A(0.5) * (A(1) + std::erf(gamma * s * kInvSqrt2<A>));
+void soft_gates(const A* __restrict__ s, A gamma, int64_t count, A* __restrict__ gate) {
+  for (int64_t i = 0; i < count; ++i) gate[i] = normal_cdf(gamma * s[i]);
 }
 
 // gamma * phi(gamma * s), the gate's derivative by s.
 template <class A>
-A soft_slope(A s, A gamma) {
-  const A t = gamma * s;
-  return gamma * (std::exp(A(-0.5) * (t * t)) * kInvSqrt2Pi<A>);
+void soft_slopes(const A* __restrict__ s, A gamma, int64_t count, A* __restrict__ slope) {
+  for (int64_t i = 0; i < count; ++i) slope[i] = gamma * normal_density(gamma * s[i]);
 }
 
 // One prototype's gates over a span, kept while channels that ask for the same follow each other.
@@ -47,9 +40,8 @@ class GateRow {
     prototype_ = prototype;
     soft_ = soft;
     if (!soft) return hard_gates(s, count, gate_.get());
-    for (int64_t i = 0; i < count; ++i) gate_[i] = soft_gate(s[i], gamma_);
-    if (!with_slope) return;
-    for (int64_t i = 0; i < count; ++i) slope_[i] = soft_slope(s[i], gamma_);
+    soft_gates(s, gamma_, count, gate_.get());
+    if (with_slope) soft_slopes(s, gamma_, count, slope_.get());
   }
 
   const A* gate() const { return gate_.get(); }
