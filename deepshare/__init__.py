@@ -2,6 +2,7 @@
 
 from deepshare.budget import allocate
 from deepshare.channel_map import ChannelMap
+from deepshare.fuse import fuse
 from deepshare.masked import masked_relu
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.ops import shared_relu
@@ -20,6 +21,7 @@ __all__ = [
     "allocate",
     "apply_plan",
     "count_drelus",
+    "fuse",
     "masked_relu",
     "pack_gates",
     "shared_relu",

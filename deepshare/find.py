@@ -132,11 +132,14 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 @dataclass
 class _Leader:
-    """A shared site with gates of its own: its name, P, and the very tensor it was called with."""
+    """A shared site with gates of its own: its name, P, and what a follower may be given as source.
+
+    That is the very tensor it was called with, or what it returned with its result.
+    """
 
     name: str
     prototypes: int
-    preactivation: Tensor
+    offers: list[Any]
 
 
 @dataclass
@@ -183,6 +186,10 @@ class _Watch(TorchFunctionMode):
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self._inside -= 1
+            if isinstance(output, tuple) and not self._inside:  # SharedReLU2d with return_gates
+                for leader in self._leaders:
+                    if leader.offers[0] is args[0]:
+                        leader.offers.append(output[1])
 
         return enter, leave
 
@@ -200,13 +207,11 @@ class _Watch(TorchFunctionMode):
             site = Site(name, shape, cast(Kind, kind))
         self.calls.append(Call(site, path))
 
-    def _shared(
-        self, name: str, shape: tuple[int, ...], module: SharedReLU2d, x: Tensor, source: Tensor | None
-    ) -> Site:
+    def _shared(self, name: str, shape: tuple[int, ...], module: SharedReLU2d, x: Tensor, source: object) -> Site:
         """A follower if its gates are a known leader's. Gates of another source are compared, and so paid, here."""
         for leader in self._leaders:
-            if source is leader.preactivation and leader.prototypes == module.prototypes:
+            if leader.prototypes == module.prototypes and any(source is offer for offer in leader.offers):
                 return Site(name, shape, "shared", leader=leader.name)
         if source is None:
-            self._leaders.append(_Leader(name, module.prototypes, x))
+            self._leaders.append(_Leader(name, module.prototypes, [x]))
         return Site(name, shape, "shared", prototypes=module.prototypes)

@@ -142,29 +142,39 @@ def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Mod
     for change in changes:
         if change.site.leader is not None:
             _connect(graph, nodes[change.site.leader], nodes[change.site.name], modules)
-    _keep_constants(graph, probe, result)
-    return _graph_module(result, graph)
+    keep_constants(graph, probe, result)
+    return graph_module(result, graph)
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Keeps activations whole, as torch.nn's are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_activation(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace(model: nn.Module, changes: Sequence[Change], reason: str) -> tuple[nn.Module, fx.Graph, list[fx.Node]]:
-    """(what was traced, its graph, the activation calls in it). One graph must serve train() and eval()."""
-    here = f"apply_plan: {reason}; that needs torch.fx, and {type(model).__name__} cannot be traced:"
+def trace(model: nn.Module, here: str) -> tuple[nn.Module, fx.Graph]:
+    """(what was traced, a graph that is the same in train() and in eval()).
+
+    Raises:
+        PlanError: there is none; the message begins with `here`.
+    """
     training, evaluation = without_weights(model).train(), without_weights(model).eval()
     try:
-        graph, other = _Tracer().trace(training), _Tracer().trace(evaluation)
+        graph, other = Tracer().trace(training), Tracer().trace(evaluation)
     except Exception as error:
         raise PlanError(f"{here} {type(error).__name__}: {error}") from error
     lines = zip(str(graph).splitlines(), str(other).splitlines(), strict=False)
     different = next((f"{a.strip()} / {b.strip()}" for a, b in lines if a != b), None)
     if different is not None or len(graph.nodes) != len(other.nodes):
         raise PlanError(f"{here} forward does other things in train() than in eval(): {different}")
+    return training, graph
+
+
+def _trace(model: nn.Module, changes: Sequence[Change], reason: str) -> tuple[nn.Module, fx.Graph, list[fx.Node]]:
+    """(what was traced, its graph, the activation calls in it). One graph must serve train() and eval()."""
+    here = f"apply_plan: {reason}; that needs torch.fx, and {type(model).__name__} cannot be traced:"
+    training, graph = trace(model, here)
     found = _calls_in(graph, training)
     for (name, _), change in zip(found, changes, strict=False):
         if name != change.site.name:
@@ -211,7 +221,7 @@ def _replace_call(graph: fx.Graph, node: fx.Node, target: str, order: dict[fx.No
 
     `order` is given if node works in place: whoever reads its input later read its result, and must go on doing so.
     """
-    x = _preactivation(node)
+    x = preactivation(node)
     with graph.inserting_after(node):
         new = graph.call_module(target, (x,))
     if order is not None:
@@ -223,7 +233,7 @@ def _replace_call(graph: fx.Graph, node: fx.Node, target: str, order: dict[fx.No
     return new
 
 
-def _preactivation(node: fx.Node) -> fx.Node:
+def preactivation(node: fx.Node) -> fx.Node:
     x = node.args[0] if node.args else node.kwargs.get("x", node.kwargs.get("input"))
     if not isinstance(x, fx.Node):
         raise PlanError(f"apply_plan: the activation {node.format_node()} has no tensor as its first argument")
@@ -244,8 +254,8 @@ def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[str, nn.Module]) -> None:
     """The edge of eq. 6: the leader's pre-activation becomes the follower's source."""
-    source = _preactivation(leader)
-    follower.args, follower.kwargs = (_preactivation(follower),), {"source": source}
+    source = preactivation(leader)
+    follower.args, follower.kwargs = (preactivation(follower),), {"source": source}
     between = leader.next
     while between is not follower:
         if source in between.all_input_nodes[:1] and _in_place(between, modules):
@@ -256,7 +266,7 @@ def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[
         between = between.next
 
 
-def _keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> None:
+def keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> None:
     """Tensors that forward makes from nothing are constants of the trace: kept, but never in a state dict."""
     constants = nn.Module().train(result.training)
     for node in graph.nodes:
@@ -268,7 +278,7 @@ def _keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> Non
         result.add_module(_CONSTANTS, constants)
 
 
-def _graph_module(result: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+def graph_module(result: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """`graph` as forward over the whole of `result`: fx alone drops containers' classes and what is not called."""
     graph.lint()
     module = fx.GraphModule(result, graph, class_name=type(result).__name__)

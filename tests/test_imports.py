@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # part -> the parts it may import, itself aside. A part is a module or a package right under deepshare/.
 OPERATORS = {"channel_map", "raw_ops", "packed_gates", "ops", "masked", "share"}
 FOUNDATION = OPERATORS | {"nn", "files"}
-PLAN = {"site", "find", "graph", "plan"}
+PLAN = {"site", "find", "graph", "fuse", "plan"}
 BELOW_TRAIN = FOUNDATION | PLAN | {"models", "checkpoint"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "site": FOUNDATION,
     "find": FOUNDATION | {"site"},
     "graph": FOUNDATION | {"site", "find"},
+    "fuse": FOUNDATION | {"find", "graph"},
     "plan": FOUNDATION | {"site", "find", "graph"},
     "models": FOUNDATION | PLAN,
     "checkpoint": FOUNDATION | PLAN | {"models"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BELOW_TRAIN | {"budget", "data"},
     "secure": BELOW_TRAIN,
     "analysis": BELOW_TRAIN,
-    "__init__": OPERATORS | {"nn", "plan", "budget"},
+    "__init__": OPERATORS | {"nn", "fuse", "plan", "budget"},
 }
 ON_TOP = {"doctor", "demo", "cli", "__main__"}  # may import everything below, and each other downwards
 TOP_ORDER = ["doctor", "demo", "cli", "__main__"]
