@@ -4,6 +4,8 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "masked.h"
+#include "share.h"
 
 #define DEEPSHARE_TEXT_OF(name) #name
 #define DEEPSHARE_TEXT(name) DEEPSHARE_TEXT_OF(name)
@@ -13,8 +15,6 @@ namespace {
 
 template <template <class> class Op, class Args>
 void by_dtype(const Args& args, ParallelFor parallel_for) {
-  if (args.residual != nullptr || args.gates != nullptr)
-    throw std::logic_error("deepshare: not on the CPU yet");
   switch (args.dtype) {
     case Dtype::kFloat32:
       return Op<float>(args, parallel_for).run();
@@ -27,17 +27,24 @@ void by_dtype(const Args& args, ParallelFor parallel_for) {
   }
 }
 
-template <class Args>
-void refuse(const Args&, ParallelFor) {
-  throw std::logic_error("deepshare: not on the CPU yet");
+template <template <class> class Op, class Args>
+void without_gates(const Args& args, ParallelFor parallel_for) {
+  if (args.residual != nullptr || args.gates != nullptr)
+    throw std::logic_error("deepshare: not on the CPU yet");
+  by_dtype<Op>(args, parallel_for);
 }
+
+void share(const ShareArgs& args, ParallelFor parallel_for) { Share(args, parallel_for).run(); }
 
 }  // namespace
 
 namespace DEEPSHARE_ISA {
 extern const Kernels kernels;
-const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),    by_dtype<Forward, ForwardArgs>,
-                         by_dtype<Backward, BackwardArgs>, refuse<MaskedForwardArgs>,
-                         refuse<MaskedBackwardArgs>,       refuse<ShareArgs>};
+const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),
+                         without_gates<Forward, ForwardArgs>,
+                         without_gates<Backward, BackwardArgs>,
+                         by_dtype<MaskedForward, MaskedForwardArgs>,
+                         by_dtype<MaskedBackward, MaskedBackwardArgs>,
+                         share};
 }  // namespace DEEPSHARE_ISA
 }  // namespace deepshare::cpu
