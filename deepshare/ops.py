@@ -155,7 +155,7 @@ def shared_relu(
     soft, sharpness = _gate_state(soft_channels, gamma, x, channel_map.channels, dtype)
     run = IMPLEMENTATIONS[choose_backend("shared_relu", backend, x.device.type)]
     if return_gates and source is None and soft is not None and residual is not None:
-        x, residual = x + residual, None  # followers need it whole
+        x, residual = _whole_sum(x, residual), None
     emitted = channel_map.prototypes if return_gates and source is None and soft is None else 0
     leader, bits = _gates_of(source, x)
     if alpha.dtype != dtype:
@@ -171,6 +171,12 @@ def shared_relu(
         return outputs, x if source is None else source
     y, bits = outputs
     return y, PackedGates(bits, channel_map.prototypes, tuple(y.shape), y.stride())
+
+
+def _whole_sum(x: Tensor, residual: Tensor) -> Tensor:
+    """x + residual, which followers with soft gates need, with the strides of x: torch may choose the residual's."""
+    total, wanted = x + residual, torch.empty_like(x, device="meta").stride()
+    return total if total.stride() == wanted else torch.empty_like(x).copy_(total)
 
 
 def _gates_of(source: Tensor | PackedGates | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:

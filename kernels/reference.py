@@ -40,10 +40,10 @@ def _gates(prototypes: Tensor, soft_channels: Tensor | None, gamma: Tensor | Non
     return torch.where(_per_channel(_is_soft(prototypes.shape[1], soft_channels), prototypes.dim()), soft, hard)
 
 
-def _leader(z: Tensor, source: Tensor | None, gates: Tensor | None) -> Tensor:
-    """The tensor [N, >=P, *S] whose values or signs give the gates."""
+def _leader(x: Tensor, z: Tensor, source: Tensor | None, gates: Tensor | None) -> Tensor:
+    """The tensor [N, >=P, *S] whose values or signs give the gates; packed ones lie as x does, z may lie otherwise."""
     if gates is not None:
-        return unpack_bits(gates, packed_prototypes(gates), torch.empty_like(z)).to(z.dtype) - 0.5
+        return unpack_bits(gates, packed_prototypes(gates), torch.empty_like(x)).to(z.dtype) - 0.5
     return z if source is None else source
 
 
@@ -61,7 +61,7 @@ def shared_relu(
     """y of the module docstring, with x's dtype and the strides of `torch.empty_like(x)`."""
     dtype, rank = alpha.dtype, x.dim()
     z = x if residual is None else x + residual
-    prototypes = _leader(z, source, gates).index_select(1, pi).to(dtype)
+    prototypes = _leader(x, z, source, gates).index_select(1, pi).to(dtype)
     gate = _gates(prototypes, soft_channels, gamma)
     y = z.to(dtype) * (_per_channel(alpha, rank) * gate + _per_channel(beta, rank))
     return torch.empty_like(x).copy_(y)
@@ -102,7 +102,7 @@ def shared_relu_backward(
     """
     dtype, rank = alpha.dtype, x.dim()
     z = x if residual is None else x + residual
-    leader = _leader(z, source, gates)
+    leader = _leader(x, z, source, gates)
     prototypes = leader.index_select(1, pi).to(dtype)
     gate = _gates(prototypes, soft_channels, gamma)
     wide_grad = grad.to(dtype)

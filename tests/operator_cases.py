@@ -127,7 +127,8 @@ def laid_out(values: Tensor, layout: str, draw: random.Random) -> Tensor:
     if layout == "permuted":
         return _stored_in(values, draw.sample(range(rank), rank))
     if layout == "sliced":
-        wide = torch.full([2 * s + 1 for s in values.shape], math.nan, dtype=values.dtype, device=values.device)
+        unread = math.nan if values.is_floating_point() else 77
+        wide = torch.full([2 * s + 1 for s in values.shape], unread, dtype=values.dtype, device=values.device)
         inside = wide[tuple(slice(1, 2 * s + 1, 2) for s in values.shape)]
         return inside.copy_(values)
     if layout == "expanded":
