@@ -1,13 +1,10 @@
 """masked_relu: SNL's partly linearised activation in one pass. The contract: docs/masked_relu.md."""
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepshare.channel_map import ChannelMap
-from deepshare.ops import shared_relu
 from deepshare.raw_ops import IMPLEMENTATIONS, choose_backend
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -20,13 +17,42 @@ class _MaskedReLU(torch.autograd.Function):
     def forward(ctx: Any, x, mask, backend):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, mask)
         ctx.backend = backend
-        return IMPLEMENTATIONS[backend]["masked_relu"](x, mask)
+        return _forward(x, mask, backend)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def, override]
-        dx, dmask = IMPLEMENTATIONS[ctx.backend]["masked_relu_backward"](grad, *ctx.saved_tensors)
-        return dx, dmask, None
+        # once_differentiable costs 3 us of host time, and is needed only where a graph of the backward pass is wanted
+        return _backward_once(ctx, grad) if torch.is_grad_enabled() else _backward(ctx, grad)
+
+
+def _forward(x: Tensor, mask: Tensor, backend: str) -> Tensor:
+    run = IMPLEMENTATIONS[backend]
+    if mask.dim() == x.dim() - 1:
+        return run["masked_relu"](x, mask)
+    return run["shared_relu"](x, None, None, None, _every_channel(mask), mask, 1 - mask, None, None)
+
+
+def _backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def]
+    x, mask = ctx.saved_tensors
+    run = IMPLEMENTATIONS[ctx.backend]
+    if mask.dim() == x.dim() - 1:
+        return *run["masked_relu_backward"](grad, x, mask), None
+    own = _every_channel(mask)
+    offsets = torch.arange(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
+    affine = (mask, 1 - mask)
+    dx, _, dalpha, dbeta = run["shared_relu_backward"](
+        grad, x, None, None, None, own, own, offsets, *affine, None, None
+    )
+    return dx, dalpha - dbeta, None
+
+
+_backward_once = torch.autograd.function.once_differentiable(_backward)
+
+
+def _every_channel(mask: Tensor) -> Tensor:
+    """The channel map of a mask [C]: each channel is its own prototype. Not kept: that would take a cache which
+    torch.compile, inference mode and other devices have to see through, to save 2 us."""
+    return torch.arange(mask.shape[0], dtype=torch.int32, device=mask.device)
 
 
 def masked_relu(
@@ -60,22 +86,11 @@ def masked_relu(
         RuntimeError: the forced backend is not available; the message says why.
     """
     _check(x, mask)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight = mask.to(dtype)
-    name = choose_backend("masked_relu", backend, x.device.type)
-    if (
-        mask.dim() == 1 and x.dim() > 2
-    ):  # per channel: shared_relu with alpha = mask, beta = 1 - mask, every gate its own
-        own = _identity(mask.shape[0], x.device)
-        return shared_relu(x, own, weight, 1 - weight, backend=backend)
-    if torch.is_grad_enabled():
-        return _MaskedReLU.apply(x, weight, name)
-    return IMPLEMENTATIONS[name]["masked_relu"](x, weight)
-
-
-@lru_cache(maxsize=64)
-def _identity(channels: int, device: torch.device) -> ChannelMap:
-    return ChannelMap.balanced(channels, channels).to(device)
+    backend = choose_backend("masked_relu", backend, x.device.type)
+    weight = mask.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if mask.dim() == 1:
+        weight = weight.contiguous()
+    return _MaskedReLU.apply(x, weight, backend) if torch.is_grad_enabled() else _forward(x, weight, backend)
 
 
 def _check(x: Tensor, mask: Tensor) -> None:

@@ -1,5 +1,7 @@
 """The integer twin of shared_relu: what one party of a secret-shared inference computes after the openings."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,56 +58,61 @@ def shared_relu_share(
         TypeError, ValueError: an argument has another type, dtype, shape, device or range than stated here.
         RuntimeError: the forced backend is not available; the message says why.
     """
-    _check(opened, gates, channel_map, alpha, beta, flip, offset, toggle, scale)
-    for name, value, most in (("party", party, 1), ("shift", shift, 63)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise ValueError(f"shared_relu_share: {name} must be an int in 0..{most} (got {value!r})")
+    vectors = {"alpha": alpha, "beta": beta} if scale is None else {"alpha": alpha, "beta": beta, "scale": scale}
+    elements = {"opened": opened, "flip": flip, "offset": offset, "toggle": toggle}
+    _check_types(gates, channel_map, {**elements, **vectors})
+    _check_shapes(gates, channel_map, elements, vectors)
+    for name, value in (*elements.items(), *vectors.items(), ("channel_map", channel_map.pi), ("gates", gates.bits)):
+        if value.device != opened.device:
+            raise ValueError(
+                f"shared_relu_share: {name} must be on opened's device {opened.device} (got {value.device})"
+            )
+    for name, number, most in (("party", party, 1), ("shift", shift, 63)):
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
+            raise ValueError(f"shared_relu_share: {name} must be an int in 0..{most} (got {number!r})")
     bits = gates.bits if gates.fits(opened) else gates.repack(opened).bits
-    name = choose_backend("shared_relu_share", backend, opened.device.type)
-    run = IMPLEMENTATIONS[name]["shared_relu_share"]
-    affine = (alpha.contiguous(), beta.contiguous())
-    return run(opened, bits, channel_map.pi, *affine, flip, scale, offset, toggle, shift, party)
+    dense = {name: vector.contiguous() for name, vector in vectors.items()}
+    affine = (dense["alpha"], dense["beta"])
+    run = IMPLEMENTATIONS[choose_backend("shared_relu_share", backend, opened.device.type)]["shared_relu_share"]
+    return run(opened, bits, channel_map.pi, *affine, flip, dense.get("scale"), offset, toggle, shift, party)
 
 
-def _check(
-    opened: Tensor,
-    gates: PackedGates,
-    channel_map: ChannelMap,
-    alpha: Tensor,
-    beta: Tensor,
-    flip: Tensor,
-    offset: Tensor,
-    toggle: Tensor,
-    scale: Tensor | None,
-) -> None:
-    op = "shared_relu_share"
+def _check_types(gates: PackedGates, channel_map: ChannelMap, tensors: dict[str, Tensor]) -> None:
     if not isinstance(channel_map, ChannelMap):
-        raise TypeError(f"{op}: channel_map must be a ChannelMap (got {type(channel_map).__name__})")
+        raise TypeError(f"shared_relu_share: channel_map must be a ChannelMap (got {type(channel_map).__name__})")
     if not isinstance(gates, PackedGates):
-        raise TypeError(f"{op}: gates must be PackedGates (got {type(gates).__name__})")
-    given = {"opened": opened, "alpha": alpha, "beta": beta, "flip": flip, "offset": offset, "toggle": toggle}
-    if scale is not None:
-        given["scale"] = scale
-    for name, value in given.items():
+        raise TypeError(f"shared_relu_share: gates must be PackedGates (got {type(gates).__name__})")
+    for name, value in tensors.items():
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{op}: {name} must be an int64 tensor (got {got})")
-    channels, prototypes = channel_map.channels, channel_map.prototypes
-    if opened.dim() < 2 or opened.shape[1] != channels:
-        raise ValueError(f"{op}: opened must be [N, {channels}, *S] as channel_map says (got {list(opened.shape)})")
-    batch, *rest = opened.shape[:1] + opened.shape[2:]
-    if (gates.shape[0], *gates.shape[2:]) != (batch, *rest) or gates.prototypes < prototypes:
-        wanted = [batch, f">={prototypes}", *rest]
-        raise ValueError(f"{op}: gates must be of {wanted} (got {gates.prototypes} of {list(gates.shape)})")
-    for name in ("alpha", "beta", "scale"):
-        if name in given and given[name].shape != (channels,):
-            raise ValueError(f"{op}: {name} must be [{channels}] (got {list(given[name].shape)})")
-    for name in ("offset", "toggle", "flip")[: 3 if scale is None else 2]:
-        if given[name].shape != opened.shape:
-            raise ValueError(f"{op}: {name} must be {list(opened.shape)} (got {list(given[name].shape)})")
-    flip_fits = (*flip.shape[:1], *flip.shape[2:]) == (batch, *rest) and flip.shape[1] >= prototypes
-    if scale is not None and (flip.dim() != opened.dim() or not flip_fits):
-        raise ValueError(f"{op}: flip must be {[batch, f'>={prototypes}', *rest]} (got {list(flip.shape)})")
-    for name, value in (*given.items(), ("channel_map", channel_map.pi), ("gates", gates.bits)):
-        if value.device != opened.device:
-            raise ValueError(f"{op}: {name} must be on opened's device {opened.device} (got {value.device})")
+            raise TypeError(f"shared_relu_share: {name} must be an int64 tensor (got {got})")
+
+
+def _check_shapes(
+    gates: PackedGates, channel_map: ChannelMap, elements: dict[str, Tensor], vectors: dict[str, Tensor]
+) -> None:
+    channels, prototypes, shape = channel_map.channels, channel_map.prototypes, elements["opened"].shape
+    if len(shape) < 2 or shape[1] != channels:
+        raise ValueError(
+            f"shared_relu_share: opened must be [N, {channels}, *S] as channel_map says (got {list(shape)})"
+        )
+    for name, value in vectors.items():
+        if value.shape != (channels,):
+            raise ValueError(f"shared_relu_share: {name} must be [{channels}] (got {list(value.shape)})")
+    narrow = [shape[0], f">={prototypes}", *shape[2:]]
+    if not _has_prototypes(gates.shape, gates.prototypes, shape, prototypes):
+        got = f"{gates.prototypes} prototypes of {list(gates.shape)}"
+        raise ValueError(f"shared_relu_share: gates must be of {narrow} (got {got})")
+    for name in ("flip", "offset", "toggle"):
+        value = elements[name]
+        if name == "flip" and "scale" in vectors:
+            if not _has_prototypes(value.shape, value.shape[1] if value.dim() > 1 else 0, shape, prototypes):
+                raise ValueError(f"shared_relu_share: flip must be {narrow} (got {list(value.shape)})")
+        elif value.shape != shape:
+            raise ValueError(f"shared_relu_share: {name} must be {list(shape)} (got {list(value.shape)})")
+
+
+def _has_prototypes(got: Sequence[int], channels: int, wanted: Sequence[int], prototypes: int) -> bool:
+    """Whether a shape of so many channels is [N, >=P, *S] for the wanted [N, C, *S]."""
+    fits = len(got) == len(wanted) and got[0] == wanted[0] and tuple(got[2:]) == tuple(wanted[2:])
+    return fits and channels >= prototypes
