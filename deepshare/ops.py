@@ -158,10 +158,10 @@ def shared_relu(
         x, residual = _whole_sum(x, residual), None
     emitted = channel_map.prototypes if return_gates and source is None and soft is None else 0
     leader, bits = _gates_of(source, x)
-    if alpha.dtype != dtype:
-        alpha = alpha.to(dtype)
-    if beta.dtype != dtype:
-        beta = beta.to(dtype)
+    if alpha.dtype != dtype or not alpha.is_contiguous():
+        alpha = alpha.to(dtype).contiguous()
+    if beta.dtype != dtype or not beta.is_contiguous():
+        beta = beta.to(dtype).contiguous()
     call = _Call(pi, members, offsets, soft, sharpness, emitted, run)
     function = _SharedReLU.apply if torch.is_grad_enabled() else _forward
     outputs = function(x, residual, leader, bits, alpha, beta, call)

@@ -225,6 +225,19 @@ def test_a_tensor_out_of_range_means_the_nearest_in_range(backend: str, given_as
     assert all(map(torch.equal, bits(ours), bits(expected)))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alpha_and_beta_may_have_any_strides(backend: str):
+    given = inputs(Case(8, (2, 6, 3, 5), 3), device_of(backend))
+    strided = {"alpha": given.alpha.repeat_interleave(2)[::2], "beta": given.beta[:1].expand(6)}
+    dense = {name: value.clone(memory_format=torch.contiguous_format) for name, value in strided.items()}
+    results = []
+    for affine in (strided, dense):
+        leaves = [value.detach().requires_grad_() for value in affine.values()]
+        y = shared_relu(given.x, given.channel_map, *leaves, backend=backend)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, given.grad)])
+    assert all(torch.equal(ours, expected) for ours, expected in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_x_as_its_own_source(backend: str):
     # the two gradients that meet in x are the one without a source, rounded once more
