@@ -1,7 +1,5 @@
 // The CPU kernels for one instruction set. Compiled once per DEEPSHARE_ISA (CMakeLists.txt), each time with
 // other -march flags.
-#include <stdexcept>
-
 #include "backward.h"
 #include "forward.h"
 #include "masked.h"
@@ -27,13 +25,6 @@ void by_dtype(const Args& args, ParallelFor parallel_for) {
   }
 }
 
-template <template <class> class Op, class Args>
-void without_gates(const Args& args, ParallelFor parallel_for) {
-  if (args.residual != nullptr || args.gates != nullptr)
-    throw std::logic_error("deepshare: not on the CPU yet");
-  by_dtype<Op>(args, parallel_for);
-}
-
 void share(const ShareArgs& args, ParallelFor parallel_for) { Share(args, parallel_for).run(); }
 
 }  // namespace
@@ -41,8 +32,8 @@ void share(const ShareArgs& args, ParallelFor parallel_for) { Share(args, parall
 namespace DEEPSHARE_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),
-                         without_gates<Forward, ForwardArgs>,
-                         without_gates<Backward, BackwardArgs>,
+                         by_dtype<Forward, ForwardArgs>,
+                         by_dtype<Backward, BackwardArgs>,
                          by_dtype<MaskedForward, MaskedForwardArgs>,
                          by_dtype<MaskedBackward, MaskedBackwardArgs>,
                          share};

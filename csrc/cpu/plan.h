@@ -1,10 +1,11 @@
 // How a call is cut into work: which loop order, which blocks of positions, and the per-channel constants.
 #pragma once
 
-#include <new>
+#include <cstring>
 
-#include "element.h"
+#include "arena.h"
 #include "kernels.h"
+#include "lanes.h"
 
 namespace deepshare::cpu {
 namespace {
@@ -17,29 +18,24 @@ constexpr int64_t kShortRow = 16;
 constexpr int64_t kPiece = 1024;
 // The same while gates are soft, where a buffer per prototype is held too.
 constexpr int64_t kSoftPiece = 256;
-// Elements of one partial sum of a gradient, and elements a thread should at least get.
-constexpr int64_t kBlock = 8192;
+// Elements a thread should at least get.
 constexpr int64_t kGrain = 32768;
+// A gradient's partial sums are over blocks of about this many elements, but not of so few positions that the
+// partial sums would cost as much as the data, nor more blocks than this.
+constexpr int64_t kBlock = 65536;
+constexpr int64_t kBlockPositions = 512;
+constexpr int64_t kBlocks = 4096;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Uninitialised memory that frees itself.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(larger(count, 1))))) {}
-  ~Buffer() { ::operator delete(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* get() const { return data_; }
-  T& operator[](int64_t i) const { return data_[i]; }
+inline int64_t whole_groups(int64_t count) { return divide_up(count, kLanes) * kLanes; }
 
- private:
-  T* data_;
-};
+// Positions of one block, of `positions` in all. A function of the shape alone: blocks decide the sums' bits.
+inline int64_t block_positions(int64_t positions, int64_t channels) {
+  return larger(larger(kBlockPositions, kBlock / channels), divide_up(positions, kBlocks));
+}
 
 template <class Body>
 void for_ranges(ParallelFor parallel_for, int64_t items, int64_t elements_per_item, const Body& body) {
@@ -47,6 +43,7 @@ void for_ranges(ParallelFor parallel_for, int64_t items, int64_t elements_per_it
     (*static_cast<const Body*>(context))(first, last);
   };
   const int64_t grain = larger(1, kGrain / larger(1, elements_per_item));
+  if (items <= grain) return body(int64_t{0}, items);
   parallel_for(0, items, grain, call, const_cast<void*>(static_cast<const void*>(&body)));
 }
 
@@ -58,9 +55,10 @@ struct Channels {
   int64_t soft = 0;             // the first `soft` have the soft gate
   int64_t soft_prototypes = 0;  // prototypes from here on give no soft gate
   A gamma = 0;
-  Buffer<int32_t> prototype;
-  Buffer<A> alpha, beta;
-  Buffer<A> on, off;  // alpha * gate + beta at gate 1 and gate 0, rounded as the reference rounds it
+  const int32_t* prototype;
+  const A *alpha, *beta;
+  Buffer<A> on, off;  // alpha * gate + beta at gate 1 and gate 0, rounded as the reference rounds it; padded
+                      // to whole groups
 
   template <class Args>
   Channels(const Args& args, int64_t repeat_)
@@ -68,28 +66,43 @@ struct Channels {
         prototypes(0),
         source_count(args.geometry.source_channels * repeat_),
         repeat(repeat_),
-        prototype(count),
-        alpha(count),
-        beta(count),
-        on(count),
-        off(count) {
-    const A* alphas = static_cast<const A*>(args.alpha);
-    const A* betas = static_cast<const A*>(args.beta);
-    for (int64_t c = 0, k = 0; c < args.geometry.channels; ++c) {
-      prototypes = larger(prototypes, (args.pi[c] + int64_t{1}) * repeat);
-      for (int64_t i = 0; i < repeat; ++i, ++k) {
-        prototype[k] = static_cast<int32_t>(args.pi[c] * repeat + i);
-        alpha[k] = alphas[c];
-        beta[k] = betas[c];
-        on[k] = alphas[c] * A(1) + betas[c];
-        off[k] = alphas[c] * A(0) + betas[c];
-      }
-    }
+        prototype(args.pi),
+        alpha(static_cast<const A*>(args.alpha)),
+        beta(static_cast<const A*>(args.beta)),
+        on(whole_groups(count)),
+        off(whole_groups(count)),
+        repeated_(repeat > 1 ? count : 0),
+        repeated_affine_(repeat > 1 ? 2 * count : 0) {
+    for (int64_t c = 0; c < args.geometry.channels; ++c)
+      prototypes = larger(prototypes, args.pi[c] + int64_t{1});
+    prototypes *= repeat;
+    if (repeat > 1) expand(args.geometry.channels);
+    for (int64_t k = 0; k < count; ++k) on[k] = alpha[k] * A(1) + beta[k];
+    for (int64_t k = 0; k < count; ++k) off[k] = alpha[k] * A(0) + beta[k];
+    for (int64_t k = count; k < whole_groups(count); ++k) on[k] = off[k] = 0;
     if (args.soft_channels != nullptr) {
       soft = smaller(larger(*args.soft_channels, 0), args.geometry.channels) * repeat;
       gamma = *static_cast<const A*>(args.gamma);
       for (int64_t c = 0; c < soft; ++c) soft_prototypes = larger(soft_prototypes, prototype[c] + int64_t{1});
     }
+  }
+
+ private:
+  Buffer<int32_t> repeated_;
+  Buffer<A> repeated_affine_;
+
+  void expand(int64_t channels) {
+    A *const alphas = repeated_affine_.get(), *const betas = alphas + count;
+    for (int64_t c = 0, k = 0; c < channels; ++c) {
+      for (int64_t i = 0; i < repeat; ++i, ++k) {
+        repeated_[k] = static_cast<int32_t>(prototype[c] * repeat + i);
+        alphas[k] = alpha[c];
+        betas[k] = beta[c];
+      }
+    }
+    prototype = repeated_.get();
+    alpha = alphas;
+    beta = betas;
   }
 };
 
@@ -117,46 +130,14 @@ struct Spans {
         piece(smaller(geometry.inner, longest)),
         per_row(divide_up(inner, piece)),
         count(geometry.outer * per_row),
-        per_block(larger(1, kBlock / piece)),
+        per_block(larger(1, block_positions(geometry.outer * inner, geometry.channels) / piece)),
         blocks(divide_up(count, per_block)) {}
 
+  int64_t first_in(int64_t block) const { return block * per_block; }
+  int64_t last_in(int64_t block) const { return smaller(count, (block + 1) * per_block); }
   int64_t outer_of(int64_t span) const { return span / per_row; }
   int64_t first_of(int64_t span) const { return span % per_row * piece; }
   int64_t length_at(int64_t first) const { return smaller(piece, inner - first); }
-};
-
-// Sums of g*x*gate and g*x per block and channel, then over the blocks in their order.
-template <class A>
-class Partials {
- public:
-  Partials(int64_t blocks, int64_t channels)
-      : blocks_(blocks), channels_(channels), sums_(2 * blocks * channels) {}
-  A* gated(int64_t block) const { return sums_.get() + 2 * block * channels_; }
-  A* total(int64_t block) const { return gated(block) + channels_; }
-
-  void reduce(int64_t repeat, A* dalpha, A* dbeta, ParallelFor parallel_for) const {
-    for_ranges(parallel_for, channels_ / repeat, 2 * blocks_ * repeat, [&](int64_t first, int64_t last) {
-      const int64_t begin = first * repeat, count = (last - first) * repeat;
-      Buffer<double> wide(2 * count);  // double also for float: blocks are many, and it costs nothing here
-      for (int64_t k = 0; k < 2 * count; ++k) wide[k] = 0;
-      for (int64_t block = 0; block < blocks_; ++block) {
-        const A *a = gated(block) + begin, *b = total(block) + begin;
-        for (int64_t k = 0; k < count; ++k) wide[k] += a[k];
-        for (int64_t k = 0; k < count; ++k) wide[count + k] += b[k];
-      }
-      for (int64_t c = first; c < last; ++c) {
-        const double* a = wide.get() + (c - first) * repeat;
-        double sum_a = 0, sum_b = 0;
-        for (int64_t i = 0; i < repeat; ++i) sum_a += a[i], sum_b += a[count + i];
-        dalpha[c] = static_cast<A>(sum_a);
-        dbeta[c] = static_cast<A>(sum_b);
-      }
-    });
-  }
-
- private:
-  int64_t blocks_, channels_;
-  Buffer<A> sums_;
 };
 
 }  // namespace
