@@ -35,8 +35,16 @@ format: $(VENV)/.test
 check-kernels: $(VENV)/.test
 	$(BIN)/python scripts/check-kernels
 
+# The record goes to .benchmarks/, for `deepshare bench-report` and `--benchmark-compare`. BENCH=quick takes 2 minutes.
+# With glibc's own settings every large tensor is mapped anew, and page faults take longer than the pass (docs/benchmarks.md).
+BENCH ?= full
+SELECTED_full :=
+SELECTED_quick := -m quick
+bench: export MALLOC_MMAP_MAX_ := 0
+bench: export MALLOC_TRIM_THRESHOLD_ := 100000000000
+bench: export MALLOC_TOP_PAD_ := 2000000000
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest bench -q --benchmark-only $(PYTEST)
+	$(BIN)/python -m pytest bench -q --benchmark-only --benchmark-autosave --benchmark-max-time=0.5 --benchmark-min-rounds=9 $(SELECTED_$(BENCH)) $(PYTEST)
 
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit("deepshare needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
