@@ -43,5 +43,6 @@ def test_host_time(measure: Measure, form: str, direction: str, provider: str):
             name=f"{form} {NAMES[direction]}",
             provider=provider,
             baseline=baseline,
+            ours=backend is not None,
             case=case,
         )

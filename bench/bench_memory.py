@@ -72,6 +72,7 @@ def test_memory(measure: Measure, form: str, provider: str):
         name=f"{form} forward",
         provider=provider,
         baseline=calls.form.baseline,
+        ours=backend is not None,
         case=CASE,
         saved_bytes=saved,
         saved_beyond_inputs=beyond,

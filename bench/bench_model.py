@@ -9,7 +9,7 @@ from measure import Measure
 from torch import nn
 from torch.nn import functional as F
 
-from deepshare import Plan, apply_plan, models
+from deepshare import Plan, apply_plan, fuse, models
 
 pytestmark = pytest.mark.benchmark(timer=per_call)
 
@@ -17,7 +17,7 @@ BATCH = 128 if DEVICE == "cuda" else 8
 IMAGE = (3, 32, 32)
 CASES = ["float32 nchw"] + (["bfloat16 autocast nhwc"] if DEVICE == "cuda" else [])
 CHANNELS_A_PROTOTYPE = 4
-PROVIDERS = ("relu", "shared")
+PROVIDERS = ("relu", "shared", "fused")
 
 
 def network(provider: str) -> nn.Module:
@@ -28,7 +28,8 @@ def network(provider: str) -> nn.Module:
     plan = Plan.of(model, IMAGE)
     for site in plan.sites:
         plan = plan.replace(site.name, "shared", prototypes=site.channels // CHANNELS_A_PROTOTYPE)
-    return apply_plan(model, plan).to(DEVICE)
+    shared = apply_plan(model, plan)
+    return (fuse(shared, IMAGE) if provider == "fused" else shared).to(DEVICE)
 
 
 @cache  # compiled once, as what is measured and as what that is compared with
@@ -65,6 +66,7 @@ def run(measure: Measure, provider: str, case: str, training: bool, compiled: bo
         name=f"ResNet18 {'training step' if training else 'inference'}, {'compiled' if compiled else 'eager'}",
         provider=provider,
         baseline="relu",
+        ours=provider != "relu",
         case=f"{BATCH} images of {'x'.join(map(str, IMAGE))}, {case}",
     )
 

@@ -56,6 +56,7 @@ def test_module(measure: Measure, case: Case, compiled: bool, provider: str):
             name=f"forward + backward, {'compiled' if compiled else 'eager'}",
             provider=provider,
             baseline="relu",
+            ours=provider != "relu",
             case=case,
             bytes_moved=5 * case.x_bytes,
         )

@@ -85,6 +85,7 @@ def test_op(measure: Measure, row: Row):
             name=f"{row.form} {row.direction}",
             provider=row.provider,
             baseline=calls.form.baseline,
+            ours=backend is not None,
             case=row.case,
             bytes_moved=bytes_moved(*moved, row.case),
         )

@@ -23,8 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    """Adds versions and settings. The host's name goes: records are published."""
-    machine_info.pop("node", None)
+    """Adds versions and settings. What names the host goes, records are published; so does the clock's momentary rate,
+    which would make every run another machine's."""
+    for name in ("node", "release"):
+        machine_info.pop(name, None)
+    for name in ("hz_actual", "hz_actual_friendly"):
+        machine_info["cpu"].pop(name, None)
     machine_info["deepshare"] = deepshare.__version__
     machine_info["torch"] = torch.__version__
     machine_info["triton"] = _version("triton")

@@ -90,14 +90,19 @@ def measure(
 ) -> dict[str, Any] | None:
     """Rounds of `call`, each after one of every reference; None where benchmarks are disabled.
 
+    A round in which the system took a core from this process is left out of the figures, as long as
+    `limits.least_rounds` others remain.
+
     Returns:
-        p20, p80: of the call's seconds; against: reference -> median seconds of the reference, ratio of the medians,
-        p20 and p80 of the ratio within a round; preempted: times a round that the system took a core from this process
-        for another, 0 on a machine that is left alone.
+        median, p20, p80: of the call's seconds; against: reference -> median seconds of the reference, ratio of the
+        medians, p20 and p80 of the ratio within a round; kept: the rounds these figures are of; disturbed: the share
+        of rounds in which a core was taken.
     """
     seconds: dict[str, list[float]] = {name: [] for name in references}
+    switches: list[int] = []
 
     def turns() -> None:
+        switches.append(_taken_cores())
         for name, reference in references.items():
             synchronise()
             started = clock()
@@ -110,7 +115,6 @@ def measure(
     call()
     synchronise()
     rounds = limits.rounds(time.perf_counter() - started)
-    preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     gc.collect()
     gc.disable()
     try:
@@ -119,11 +123,27 @@ def measure(
         gc.enable()
     if not benchmark.enabled:
         return None
+    switches.append(_taken_cores())
     own = list(benchmark.stats.stats.data)
-    low, high = fifths(own)
-    against = {name: _compared(own, times[-rounds:]) for name, times in seconds.items()}
-    preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
-    return {"p20": low, "p80": high, "against": against, "preempted": preempted / rounds}
+    quiet = [i for i in range(rounds) if switches[i - rounds - 1] == switches[i - rounds]]
+    kept = quiet if len(quiet) >= limits.least_rounds else range(rounds)
+    low, high = fifths([own[i] for i in kept])
+    return {
+        "median": statistics.median(own[i] for i in kept),
+        "p20": low,
+        "p80": high,
+        "against": {
+            name: _compared([own[i] for i in kept], [times[i - rounds] for i in kept])
+            for name, times in seconds.items()
+        },
+        "kept": len(kept),
+        "disturbed": 1 - len(quiet) / rounds,
+    }
+
+
+def _taken_cores() -> int:
+    """How often the system has taken a core from a running thread of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def fifths(values: list[float]) -> tuple[float, float]:

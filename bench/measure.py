@@ -46,6 +46,7 @@ class Measure:
         name: str,  # what is done: "plain forward"
         provider: str,
         baseline: str,
+        ours: bool,
         case: str | Case,
         bytes_moved: int | None = None,
         **more: Any,
@@ -55,19 +56,17 @@ class Measure:
         if times is None:
             return
         record = self.benchmark.extra_info
-        record |= {"kind": kind, "name": name, "provider": provider, "baseline": baseline, "case": str(case)}
-        record |= {"device": DEVICE, **times, **more}
+        record |= {"kind": kind, "name": name, "provider": provider, "baseline": baseline, "ours": ours}
+        record |= {"case": str(case), "device": DEVICE, **times, **more}
         if isinstance(case, Case):
             record |= {"x_bytes": case.x_bytes, "dtype": str(case.dtype).removeprefix("torch."), "layout": case.layout}
         if bytes_moved is not None:
-            record |= self._bandwidth(bytes_moved, case, times["against"])
+            record |= _bandwidth(bytes_moved, case, times)
 
-    def _bandwidth(
-        self, bytes_moved: int, case: str | Case, against: Mapping[str, Mapping[str, float]]
-    ) -> dict[str, Any]:
-        """GB/s of the bytes counted, and as a share of what a clone of x, timed in the same rounds, reaches."""
-        rate = bytes_moved / self.benchmark.stats.stats.median / 1e9
-        found = {"bytes": bytes_moved, "gb_per_s": rate}
-        if isinstance(case, Case) and "clone" in against:
-            found["share_of_clone"] = rate / (2 * case.x_bytes / against["clone"]["median"] / 1e9)
-        return found
+
+def _bandwidth(bytes_moved: int, case: str | Case, times: Mapping[str, Any]) -> dict[str, Any]:
+    """GB/s of the bytes counted, and as a share of what a clone of x, timed in the same rounds, reaches."""
+    found = {"bytes": bytes_moved, "gb_per_s": bytes_moved / times["median"] / 1e9}
+    if isinstance(case, Case) and "clone" in times["against"]:
+        found["share_of_clone"] = bytes_moved / (2 * case.x_bytes) / times["against"]["clone"]["ratio"]
+    return found

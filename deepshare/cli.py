@@ -1,4 +1,4 @@
-"""The command line: `deepshare doctor | count | train | secure | demo`."""
+"""The command line: `deepshare doctor | count | train | secure | demo | bench-report`."""
 
 import argparse
 import signal
@@ -35,6 +35,7 @@ def _end_on_sigterm() -> None:
 
 def _bad_input() -> tuple[type[Exception], ...]:
     """What the parts raise for bad input; anything else is a bug and keeps its traceback."""
+    from deepshare.analysis.bench_records import BenchReportError
     from deepshare.budget import BudgetError
     from deepshare.checkpoint import CheckpointError
     from deepshare.data import DataError
@@ -43,7 +44,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from deepshare.train import RecipeError, TrainingError
 
     ours = (BudgetError, CheckpointError, DataError, PlanError, RecipeError, SecureError, TrainingError)
-    return (*ours, ArgumentError, OSError)
+    return (*ours, BenchReportError, ArgumentError, OSError)
 
 
 class ArgumentError(ValueError):
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_doctor, _add_count, _add_train, _add_secure, _add_demo):
+    for add in (_add_doctor, _add_count, _add_train, _add_secure, _add_demo, _add_bench_report):
         add(commands)
     return parser
 
@@ -107,6 +108,13 @@ def _add_demo(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("demo", help="the whole road on handwritten digits, in minutes")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), help="default %(default)s")
     command.set_defaults(run=_demo)
+
+
+def _add_bench_report(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("bench-report", help="benchmark records as tables, targets beside what was reached")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what `make bench` recorded")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="write the report and its pictures there")
+    command.set_defaults(run=_bench_report)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -201,3 +209,13 @@ def _demo(options: argparse.Namespace) -> None:
     from deepshare import demo
 
     demo.run(options.out)
+
+
+def _bench_report(options: argparse.Namespace) -> None:
+    from deepshare.analysis import bench_report
+    from deepshare.analysis.bench_records import read_run
+
+    if options.out is None:
+        print(bench_report.report([read_run(path) for path in options.files]))
+    else:
+        print(f"written: {bench_report.write(options.files, options.out)}")
