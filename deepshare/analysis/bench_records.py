@@ -138,7 +138,8 @@ def _row(entry: _Fields) -> Row:
 
 def _machine(info: _Fields) -> str:
     cpu = info.table("cpu")
-    cores = f"{cpu.optional('count', int) or '?'} cores, {info.get('threads', int)} threads"
+    threads = info.get("threads", int)
+    cores = f"{cpu.optional('count', int) or '?'} cores, {threads} thread{'s' if threads > 1 else ''}"
     gpu = info.optional("gpu", str)
     name = cpu.optional("brand_raw", str) or "unknown CPU"
     return ", ".join([name, cores, *([gpu] if gpu else [])])
