@@ -20,6 +20,7 @@ SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "OM
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: of the selection `make bench BENCH=quick`, two minutes on two cores")
+    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, which a GPU machine may lack")
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
