@@ -44,12 +44,21 @@ def dense(x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(x)
 
 
+def stored_in(tensor: Tensor, order: list[int]) -> Tensor:
+    """tensor itself if it is dense with its dimensions stored in `order`, else a copy that is."""
+    return tensor if is_stored_in(tensor, order) else empty_in(tensor, order).copy_(tensor)
+
+
+def empty_in(like: Tensor, order: list[int]) -> Tensor:
+    """An uninitialised tensor of like's shape, dtype and device, dense with its dimensions stored in `order`."""
+    return torch.empty_permuted(like.shape, order, dtype=like.dtype, device=like.device)
+
+
 def in_order_of(tensor: Tensor, x: Tensor) -> Tensor:
     """tensor itself if it is dense in dense x's order of dimensions, else a copy of it in that order."""
-    order = memory_order(x)
-    if is_stored_in(tensor, order):
+    if tensor.stride() == x.stride() and tensor.shape == x.shape:  # the usual case, without sorting
         return tensor
-    return torch.empty_permuted(tensor.shape, order, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return stored_in(tensor, memory_order(x))
 
 
 def geometry(x: Tensor) -> Geometry:

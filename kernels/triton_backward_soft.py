@@ -1,28 +1,29 @@
 """Triton backward kernels of shared_relu with soft gates: dx, the source's gradient and partial sums in one pass.
 
-    ds[p] = sum over {c < soft_channels: pi[c] = p} of g * x * alpha[c] * gamma * phi(gamma * s[p])
+    ds[p] = sum over {c < soft_channels: pi[c] = p} of g * z * alpha[c] * gamma * phi(gamma * s[p])
 
 A program owns prototypes and positions, walks the prototypes' members (all c with pi[c] = p, through `members`
-and `offsets`), keeps ds in registers and so needs no atomics. With a foreign source ds goes to dsource. With OWN
-gates it is part of dx[p]: members below P are therefore left out of the walk's stores and written at the end, from
+and `offsets`), keeps ds in registers and so needs no atomics. With a foreign source ds goes to dsource. Without
+a source it is part of dx[p]: members below P are therefore left out of the walk's stores and written at the end, from
 p's own gate, that of s[pi[p]] (pi need not map a prototype to itself), plus ds[p].
 """
 
 import triton
 import triton.language as tl
 
-from .triton_gates import gate_of, gate_slope, soft_state
+from .triton_gates import gate_of, gate_slope, load_leader, load_z, soft_state, widened
 
 
-@triton.jit
-def backward_soft_channels_first(
-    grad_ptr, x_ptr, source_ptr, pi_ptr, members_ptr, offsets_ptr, alpha_ptr, beta_ptr, soft_ptr, gamma_ptr,
-    dx_ptr, dsource_ptr, partial_ptr,
-    outer, channels, inner, source_channels, prototypes, plane,
-    OWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+@triton.jit(do_not_specialize=["outer", "channels", "run_vectors", "leader_channels", "prototypes", "plane"])
+def backward_soft_runs(
+    grad_ptr, x_ptr, residual_ptr, source_ptr, pi_ptr, members_ptr, offsets_ptr, alpha_ptr, beta_ptr,
+    soft_ptr, gamma_ptr, dx_ptr, dsource_ptr, partial_ptr,
+    outer, channels, run_vectors, leader_channels, prototypes, plane,
+    VEC: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, p): ROWS samples by COLS positions; a tile is a chunk of partial sums."""
     wide = alpha_ptr.dtype.element_ty
+    inner = run_vectors.to(tl.int64) * VEC
     program = tl.program_id(0).to(tl.int64)
     p = program % prototypes
     tile = program // prototypes
@@ -30,11 +31,11 @@ def backward_soft_channels_first(
     n = (tile // col_tiles) * ROWS + tl.arange(0, ROWS)
     col = (tile % col_tiles) * COLS + tl.arange(0, COLS)
     mask = (n < outer)[:, None] & (col < inner)[None, :]
-    source_row = n * source_channels
-    source_at = ((source_row + p) * inner)[:, None] + col[None, :]
-    soft_channels, gamma = soft_state(soft_ptr, gamma_ptr, alpha_ptr, True)
+    leader_row = n * leader_channels
+    leader_at = ((leader_row + p) * inner)[:, None] + col[None, :]
+    soft_channels, gamma = soft_state(soft_ptr, gamma_ptr)
 
-    s = tl.load(source_ptr + source_at, mask=mask, other=0.0).to(wide)
+    s = load_leader(x_ptr, residual_ptr, source_ptr, leader_at, mask)
     slope = gate_slope(s, gamma)
     ds = tl.zeros([ROWS, COLS], dtype=wide)
     for k in range(tl.load(offsets_ptr + p), tl.load(offsets_ptr + p + 1)):
@@ -42,35 +43,35 @@ def backward_soft_channels_first(
         alpha = tl.load(alpha_ptr + channel)
         beta = tl.load(beta_ptr + channel)
         at = ((n * channels + channel) * inner)[:, None] + col[None, :]
-        g = tl.load(grad_ptr + at, mask=mask, other=0.0).to(wide)
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(wide)
+        g = widened(tl.load(grad_ptr + at, mask=mask, other=0.0))
+        z = load_z(x_ptr, residual_ptr, at, mask)
         is_soft = channel < soft_channels
         gate = gate_of(s, is_soft, gamma, True)
-        ds += tl.where(is_soft, g * x * (alpha * slope), 0.0)
-        writes = (channel >= prototypes) | (not OWN)
+        ds += tl.where(is_soft, g * z * (alpha * slope), 0.0)
+        writes = (channel >= prototypes) | (source_ptr is not None)
         tl.store(dx_ptr + at, (g * (alpha * gate + beta)).to(dx_ptr.dtype.element_ty), mask=mask & writes)
         sum_at = tile * channels + channel
-        tl.store(partial_ptr + sum_at, tl.sum(tl.sum(g * x * gate, 1), 0))
-        tl.store(partial_ptr + plane + sum_at, tl.sum(tl.sum(g * x, 1), 0))
+        tl.store(partial_ptr + sum_at, tl.sum(tl.sum(g * z * gate, 1), 0))
+        tl.store(partial_ptr + plane + sum_at, tl.sum(tl.sum(g * z, 1), 0))
 
-    if OWN:
+    if source_ptr is None:
         leader = tl.load(pi_ptr + p)
-        own_s = tl.load(source_ptr + ((source_row + leader) * inner)[:, None] + col[None, :], mask=mask, other=0.0)
-        gate = gate_of(own_s.to(wide), p < soft_channels, gamma, True)
+        own_s = load_z(x_ptr, residual_ptr, ((leader_row + leader) * inner)[:, None] + col[None, :], mask)
+        gate = gate_of(own_s, p < soft_channels, gamma, True)
         at = ((n * channels + p) * inner)[:, None] + col[None, :]
-        g = tl.load(grad_ptr + at, mask=mask, other=0.0).to(wide)
+        g = widened(tl.load(grad_ptr + at, mask=mask, other=0.0))
         dx = g * (tl.load(alpha_ptr + p) * gate + tl.load(beta_ptr + p)) + ds
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     else:
-        tl.store(dsource_ptr + source_at, ds.to(dsource_ptr.dtype.element_ty), mask=mask)
+        tl.store(dsource_ptr + leader_at, ds.to(dsource_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def backward_soft_channels_last(
-    grad_ptr, x_ptr, source_ptr, pi_ptr, members_ptr, offsets_ptr, alpha_ptr, beta_ptr, soft_ptr, gamma_ptr,
-    dx_ptr, dsource_ptr, partial_ptr,
-    rows, channels, source_channels, prototypes, plane,
-    OWN: tl.constexpr, ROWS: tl.constexpr, MEMBERS: tl.constexpr, PROTOTYPES: tl.constexpr,
+@triton.jit(do_not_specialize=["rows", "channels", "leader_channels", "prototypes", "plane"])
+def backward_soft_last(
+    grad_ptr, x_ptr, residual_ptr, source_ptr, pi_ptr, members_ptr, offsets_ptr, alpha_ptr, beta_ptr,
+    soft_ptr, gamma_ptr, dx_ptr, dsource_ptr, partial_ptr,
+    rows, channels, leader_channels, prototypes, plane,
+    ROWS: tl.constexpr, MEMBERS: tl.constexpr, PROTOTYPES: tl.constexpr,
 ):  # fmt: skip
     """Program (chunk of ROWS positions, block of prototypes): tiles [ROWS, MEMBERS, PROTOTYPES] along the members.
 
@@ -86,11 +87,11 @@ def backward_soft_channels_last(
     in_rows, in_block = row < rows, p < prototypes
     first = tl.load(offsets_ptr + p, mask=in_block, other=0)
     last = tl.load(offsets_ptr + p + 1, mask=in_block, other=0)
-    soft_channels, gamma = soft_state(soft_ptr, gamma_ptr, alpha_ptr, True)
+    soft_channels, gamma = soft_state(soft_ptr, gamma_ptr)
 
     block_mask = in_rows[:, None] & in_block[None, :]
-    source_at = row[:, None] * source_channels + p[None, :]
-    s = tl.load(source_ptr + source_at, mask=block_mask, other=0.0).to(wide)
+    leader_at = row[:, None] * leader_channels + p[None, :]
+    s = load_leader(x_ptr, residual_ptr, source_ptr, leader_at, block_mask)
     slope = gate_slope(s, gamma)
     ds = tl.zeros([ROWS, PROTOTYPES], dtype=wide)
     for step in range(0, tl.max(last - first, 0), MEMBERS):
@@ -101,27 +102,27 @@ def backward_soft_channels_last(
         beta = tl.load(beta_ptr + channel, mask=is_member, other=0.0)[None, :, :]
         mask = in_rows[:, None, None] & is_member[None, :, :]
         at = row[:, None, None] * channels + channel[None, :, :]
-        g = tl.load(grad_ptr + at, mask=mask, other=0.0).to(wide)
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(wide)
+        g = widened(tl.load(grad_ptr + at, mask=mask, other=0.0))
+        z = load_z(x_ptr, residual_ptr, at, mask)
         is_soft = (channel < soft_channels)[None, :, :]
         gate = gate_of(s[:, None, :], is_soft, gamma, True)
         # is_member too: the slope of a lane without a member may be NaN.
-        ds += tl.sum(tl.where(is_soft & is_member[None, :, :], g * x * (alpha * slope[:, None, :]), 0.0), 1)
-        writes = mask & ((channel >= prototypes) | (not OWN))[None, :, :]
+        ds += tl.sum(tl.where(is_soft & is_member[None, :, :], g * z * (alpha * slope[:, None, :]), 0.0), 1)
+        writes = mask & ((channel >= prototypes) | (source_ptr is not None))[None, :, :]
         tl.store(dx_ptr + at, (g * (alpha * gate + beta)).to(dx_ptr.dtype.element_ty), mask=writes)
         sum_at = chunk * channels + channel
-        # A lane beyond the rows has s = 0 and so a finite gate; its g and x are 0.
-        tl.store(partial_ptr + sum_at, tl.sum(g * x * gate, 0), mask=is_member)
-        tl.store(partial_ptr + plane + sum_at, tl.sum(g * x, 0), mask=is_member)
+        # A lane beyond the rows has s = 0 and so a finite gate; its g and z are 0.
+        tl.store(partial_ptr + sum_at, tl.sum(g * z * gate, 0), mask=is_member)
+        tl.store(partial_ptr + plane + sum_at, tl.sum(g * z, 0), mask=is_member)
 
-    if OWN:
+    if source_ptr is None:
         leader = tl.load(pi_ptr + p, mask=in_block, other=0)
-        own_s = tl.load(source_ptr + row[:, None] * source_channels + leader[None, :], mask=block_mask, other=0.0)
-        gate = gate_of(own_s.to(wide), (p < soft_channels)[None, :], gamma, True)
+        own_s = load_z(x_ptr, residual_ptr, row[:, None] * leader_channels + leader[None, :], block_mask)
+        gate = gate_of(own_s, (p < soft_channels)[None, :], gamma, True)
         at = row[:, None] * channels + p[None, :]
-        g = tl.load(grad_ptr + at, mask=block_mask, other=0.0).to(wide)
+        g = widened(tl.load(grad_ptr + at, mask=block_mask, other=0.0))
         alpha = tl.load(alpha_ptr + p, mask=in_block, other=0.0)[None, :]
         beta = tl.load(beta_ptr + p, mask=in_block, other=0.0)[None, :]
         tl.store(dx_ptr + at, (g * (alpha * gate + beta) + ds).to(dx_ptr.dtype.element_ty), mask=block_mask)
     else:
-        tl.store(dsource_ptr + source_at, ds.to(dsource_ptr.dtype.element_ty), mask=block_mask)
+        tl.store(dsource_ptr + leader_at, ds.to(dsource_ptr.dtype.element_ty), mask=block_mask)

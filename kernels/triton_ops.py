@@ -1,61 +1,29 @@
-"""The operators in Triton, with the contract of the raw ops (docs/design.md, section 3).
+"""shared_relu in Triton, with the contract of the raw ops (docs/design.md, section 3), and all other raw ops by name.
 
-Runs on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1. Equations: reference.py. Tile sizes are plain
-functions of shape and dtype: the order of every sum, and with it every bit of the result, depends on nothing else.
+Runs on CUDA tensors, and on CPU tensors under TRITON_INTERPRET=1. Equations: reference.py. How work is cut:
+triton_tiles.py.
 """
-
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from .layout import dense, geometry, in_order_of
-from .triton_backward import backward_hard_channels_first, backward_hard_channels_last, sum_partials
-from .triton_backward_soft import backward_soft_channels_first, backward_soft_channels_last
-from .triton_forward import forward_channels_first, forward_channels_last
+from .layout import geometry, in_order_of
+from .packing import packed_shape
+from .triton_forward import forward_columns, forward_runs
+from .triton_launch_backward import hard_sums, leader_row, soft_sums, sum_up
+from .triton_masked import masked_relu, masked_relu_backward
+from .triton_share import shared_relu_share
+from .triton_tiles import access, column_tile, forward_elements, on_device_of, takes_columns, tile_over
 
-# 128 threads with 8 elements each: one 16-byte access of bfloat16, two of float32.
-TILE = 1024
-# Programs below which a chunk is one tile: a few for each multiprocessor of a big GPU.
-WANTED_PROGRAMS = 4096
-MAX_TILES_PER_CHUNK = 8
-# Partial sums per channel beyond which chunks grow instead, so that the second pass stays short.
-MAX_CHUNKS = 8192
-# Channels in a row of the channels-last soft tile: 128 bytes of float32.
-SOFT_LANES = 32
-# Elements of that tile and warps for it: 64 positions (16 of float64) keep partial sums small beside dx; more
-# elements a thread, or 8 warps for float64, spill (scripts/check-kernels).
-SOFT_TILE, SOFT_WARPS = 2048, 8
-SOFT_TILE_DOUBLE, SOFT_WARPS_DOUBLE = 512, 4
-# Tile of the second pass: 64 bytes of a row of partial sums, many rows.
-SUM_ROWS, SUM_COLS = 256, 16
-
-
-def _power_of_2(n: int, most: int) -> int:
-    """The smallest power of two that is at least n, but no more than `most`."""
-    return min(triton.next_power_of_2(max(n, 1)), most)
-
-
-def _tile(rows: int, cols: int) -> tuple[int, int]:
-    """(rows, columns) of a tile of at most TILE elements over [rows, cols], as wide as it can be."""
-    tile_cols = _power_of_2(cols, TILE)
-    return _power_of_2(rows, TILE // tile_cols), tile_cols
-
-
-def _chunking(tiles: int, programs_per_tile: int) -> tuple[int, int]:
-    """(tiles per chunk, chunks): one tile each, more once there are programs enough without."""
-    per_chunk = min(MAX_TILES_PER_CHUNK, max(1, tiles * programs_per_tile // WANTED_PROGRAMS))
-    per_chunk = max(per_chunk, triton.cdiv(tiles, MAX_CHUNKS))
-    return per_chunk, triton.cdiv(tiles, per_chunk)
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be x's."""
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return nullcontext()
+__all__ = [
+    "masked_relu",
+    "masked_relu_backward",
+    "shared_relu",
+    "shared_relu_backward",
+    "shared_relu_emit",
+    "shared_relu_share",
+]
 
 
 def shared_relu(
@@ -70,29 +38,60 @@ def shared_relu(
     gamma: Tensor | None,  # [], accumulation dtype
 ) -> Tensor:
     """y = z * (alpha * gate + beta), with the strides of `torch.empty_like(x)`."""
-    if residual is not None or gates is not None:
-        raise NotImplementedError("not in Triton yet")
     y = torch.empty_like(x)
-    if x.numel() == 0:
-        return y
-    x = dense(x)
-    shape = geometry(x)
-    leader = x if source is None else in_order_of(source, x)
-    tensors = (x, leader, pi, alpha, beta, soft_channels, gamma, y)
-    soft = soft_channels is not None
-    with _on_device_of(x):
-        if shape.inner == 1:
-            rows, cols = _tile(shape.outer, shape.channels)
-            grid = triton.cdiv(shape.outer, rows) * triton.cdiv(shape.channels, cols)
-            sizes = (shape.outer, shape.channels, leader.shape[1])
-            forward_channels_last[(grid,)](*tensors, *sizes, SOFT=soft, ROWS=rows, COLS=cols)
-        else:
-            lines = shape.outer * shape.channels
-            rows, cols = _tile(lines, shape.inner)
-            grid = triton.cdiv(lines, rows) * triton.cdiv(shape.inner, cols)
-            lengths = (lines, shape.channels, shape.inner, leader.shape[1])
-            forward_channels_first[(grid,)](*tensors, *lengths, SOFT=soft, ROWS=rows, COLS=cols)
+    if x.numel() > 0:
+        _forward(x, residual, source, gates, (pi, alpha, beta, soft_channels, gamma), y, None, 0)
     return y
+
+
+def shared_relu_emit(
+    x: Tensor, residual: Tensor | None, pi: Tensor, alpha: Tensor, beta: Tensor, prototypes: int
+) -> tuple[Tensor, Tensor]:
+    """(y for z's own hard gates, these gates packed in y's memory order)."""
+    y = torch.empty_like(x)
+    emitted = x.new_empty(packed_shape(y, prototypes), dtype=torch.uint8)
+    if x.numel() > 0:
+        _forward(x, residual, None, None, (pi, alpha, beta, None, None), y, emitted, prototypes)
+    return y, emitted
+
+
+def _forward(
+    x: Tensor,
+    residual: Tensor | None,
+    source: Tensor | None,
+    gates: Tensor | None,
+    constants: tuple[Tensor | None, ...],
+    y: Tensor,
+    emitted: Tensor | None,
+    prototypes: int,
+) -> None:
+    """Writes y, and with `emitted` the first prototypes' gates; a channel's run of these begins on a byte."""
+    shape, itemsize = geometry(y), x.element_size()
+    outer, channels, inner = shape
+    x, residual, source = _in_order(y, x, residual, source)
+    leaders = channels if source is None else source.shape[1]
+    tensors = (x, residual, source, gates, *constants, y, emitted)
+    elements, least = forward_elements(itemsize), 8 if emitted is not None else 1
+    with on_device_of(x):
+        if inner == 1 or (emitted is None and takes_columns(shape, leaders, itemsize)):
+            width = channels * inner
+            vec = access(width, leaders * inner, itemsize=itemsize)
+            tile = column_tile(outer, width, vec, elements, least)
+            grid = triton.cdiv(outer, tile.rows) * triton.cdiv(width, tile.cols)
+            sizes = (outer, inner, width // vec, leader_row(gates, leaders * inner // vec), prototypes)
+            forward_columns[(grid,)](*tensors, *sizes, LAST=inner == 1, **tile.constants())
+        else:
+            vec = access(inner, itemsize=itemsize)
+            tile = tile_over(outer * channels, inner, vec, elements, least)
+            grid = triton.cdiv(outer * channels, tile.rows) * triton.cdiv(inner, tile.cols)
+            rows_of = leaders if gates is None else gates.shape[1]
+            lengths = (outer * channels, channels, inner // vec, rows_of, prototypes)
+            forward_runs[(grid,)](*tensors, *lengths, **tile.constants())
+
+
+def _in_order(y: Tensor, x: Tensor, residual: Tensor | None, source: Tensor | None) -> tuple[Tensor, ...]:
+    """x, residual, source in dense y's order of dimensions; None stays."""
+    return tuple(t if t is None else in_order_of(t, y) for t in (x, residual, source))  # type: ignore[misc, return-value]
 
 
 def shared_relu_backward(
@@ -110,94 +109,23 @@ def shared_relu_backward(
     gamma: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As reference.shared_relu_backward; dsource is empty without a source or with hard gates only."""
-    if residual is not None or gates is not None:
-        raise NotImplementedError("not in Triton yet")
     dx = torch.empty_like(x)
-    soft = soft_channels is not None and gamma is not None
+    soft = soft_channels is not None
     dsource = torch.empty_like(source) if source is not None and soft else x.new_empty(0)
     if x.numel() == 0:
         return dx, dsource.zero_(), torch.zeros_like(alpha), torch.zeros_like(beta)
-    x = dense(x)
-    grad = in_order_of(grad, x)
-    leader = x if source is None else in_order_of(source, x)
-    with _on_device_of(x):
+    grad = in_order_of(grad, dx)
+    x, residual, leader = _in_order(dx, x, residual, source)
+    with on_device_of(x):
         if not soft:
-            partial = _backward_hard(grad, x, leader, pi, alpha, beta, dx)
-        elif source is None:
-            sharing = (pi, members, offsets, alpha, beta, soft_channels, gamma)
-            partial = _backward_soft(grad, x, leader, sharing, dx, None)
+            partial = hard_sums(grad, x, residual, leader, gates, (pi, alpha, beta), dx)
         else:
             sharing = (pi, members, offsets, alpha, beta, soft_channels, gamma)
-            dleader = dsource if leader is source else torch.empty_like(leader)
-            partial = _backward_soft(grad, x, leader, sharing, dx, dleader)
-            dleader[:, offsets.shape[0] - 1 :].zero_()
-            if leader is not source:
-                dsource.copy_(dleader)
-        dalpha, dbeta = _sum(partial)
+            dleader = None if source is None else dsource if leader is source else torch.empty_like(leader)
+            partial = soft_sums(grad, x, residual, leader, sharing, dx, dleader)
+            if dleader is not None:
+                dleader[:, offsets.shape[0] - 1 :].zero_()
+                if dleader is not dsource:
+                    dsource.copy_(dleader)
+        dalpha, dbeta = sum_up(partial)
     return dx, dsource, dalpha, dbeta
-
-
-def _backward_hard(
-    grad: Tensor, x: Tensor, leader: Tensor, pi: Tensor, alpha: Tensor, beta: Tensor, dx: Tensor
-) -> Tensor:
-    """Writes dx; returns the partial sums [2, chunks, C] of dalpha and dbeta."""
-    outer, channels, inner = geometry(x)
-    if inner == 1:
-        rows, cols = _tile(outer, channels)
-        tiles, programs = triton.cdiv(outer, rows), triton.cdiv(channels, cols)
-    else:
-        rows, cols = _tile(outer, inner)
-        tiles, programs = triton.cdiv(outer, rows) * triton.cdiv(inner, cols), channels
-    per_chunk, chunks = _chunking(tiles, programs)
-    partial = alpha.new_empty((2, chunks, channels))
-    kernel, sizes = (
-        (backward_hard_channels_last, (outer, channels))
-        if inner == 1
-        else (backward_hard_channels_first, (outer, channels, inner))
-    )
-    kernel[(chunks * programs,)](
-        grad, x, leader, pi, alpha, beta, dx, partial,
-        *sizes, leader.shape[1], per_chunk, chunks * channels, ROWS=rows, COLS=cols,
-    )  # fmt: skip
-    return partial
-
-
-def _backward_soft(
-    grad: Tensor, x: Tensor, leader: Tensor, gates: tuple[Tensor | None, ...], dx: Tensor, dleader: Tensor | None
-) -> Tensor:
-    """Writes dx and, given dleader, its first P channels; returns the partial sums [2, chunks, C]."""
-    outer, channels, inner = geometry(x)
-    offsets = gates[2]
-    assert offsets is not None
-    prototypes = offsets.shape[0] - 1
-    kernel: Any
-    sizes: tuple[int, ...]
-    if inner > 1:
-        rows, cols = _tile(outer, inner)
-        chunks, blocks = triton.cdiv(outer, rows) * triton.cdiv(inner, cols), prototypes
-        kernel, sizes, tile = backward_soft_channels_first, (outer, channels, inner), {"ROWS": rows, "COLS": cols}
-    else:
-        lanes = _power_of_2(prototypes, SOFT_LANES)
-        deep = _power_of_2(triton.cdiv(channels, prototypes), SOFT_LANES // lanes)
-        double = x.dtype == torch.float64
-        elements, warps = (SOFT_TILE_DOUBLE, SOFT_WARPS_DOUBLE) if double else (SOFT_TILE, SOFT_WARPS)
-        rows = _power_of_2(outer, elements // (lanes * deep))
-        chunks, blocks = triton.cdiv(outer, rows), triton.cdiv(prototypes, lanes)
-        kernel, sizes = backward_soft_channels_last, (outer, channels)
-        tile = {"ROWS": rows, "MEMBERS": deep, "PROTOTYPES": lanes, "num_warps": warps}
-    partial = gates[3].new_empty((2, chunks, channels))  # type: ignore[union-attr]
-    kernel[(chunks * blocks,)](
-        grad, x, leader, *gates, dx, dleader, partial,
-        *sizes, leader.shape[1], prototypes, chunks * channels, OWN=dleader is None, **tile,
-    )  # fmt: skip
-    return partial
-
-
-def _sum(partial: Tensor) -> tuple[Tensor, Tensor]:
-    """(dalpha, dbeta) of their partial sums [2, chunks, C], chunks added in a fixed order."""
-    _, chunks, channels = partial.shape
-    dalpha, dbeta = partial.new_empty(channels), partial.new_empty(channels)
-    rows, cols = _power_of_2(chunks, SUM_ROWS), _power_of_2(channels, SUM_COLS)
-    sizes = (chunks, channels, chunks * channels)
-    sum_partials[(triton.cdiv(channels, cols),)](partial, dalpha, dbeta, *sizes, ROWS=rows, COLS=cols)
-    return dalpha, dbeta

@@ -2,9 +2,7 @@
 
 import inspect
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,30 +10,22 @@ from typing import Any
 
 import sass
 from build_check import Built
+from triton_variants import Variant, variants
 
 # Kernels from which two processes are worth importing torch twice.
 POOL_FROM = 12
-DTYPES = ("fp32", "fp16", "bf16", "fp64")
-# The dtypes whose 16-byte accesses are demanded.
-WIDE_DTYPES = ("fp32", "bf16")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One specialisation: a kernel, x's dtype, and its constants."""
-
-    module: str
-    kernel: str
-    dtype: str
-    constants: tuple[tuple[str, Any], ...]
-    wide: bool = False
-    warps: int = 4
-
-    @property
-    def label(self) -> str:
-        """The kernel with its flags, e.g. `forward_channels_first SOFT`."""
-        flags = [name if value else f"not {name}" for name, value in self.constants if isinstance(value, bool)]
-        return " ".join([self.kernel, *flags])
+# Pointers that a kernel may be given as None, in `Variant.given` under the name in the first place.
+OPTIONAL = {
+    "residual": ("residual_ptr",),
+    "source": ("source_ptr", "dsource_ptr"),
+    "gates": ("gates_ptr",),
+    "soft": ("soft_ptr", "gamma_ptr"),
+    "emitted": ("emitted_ptr",),
+    "scale": ("scale_ptr",),
+}
+# Tensors of x's dtype, and those of a fixed one; all others are in the dtype of the arithmetic.
+LIKE_X = ("x", "residual", "source", "grad", "y", "dx", "dsource")
+FIXED = {"gates": "u8", "emitted": "u8", "pi": "i32", "members": "i32", "offsets": "i32", "soft": "i32"}
 
 
 def missing() -> str | None:
@@ -45,49 +35,21 @@ def missing() -> str | None:
     return None
 
 
-def _variants() -> Iterator[Variant]:
-    """Every kernel with the tiles that triton_ops chooses for [128, 64, 32, 32] with 16 prototypes."""
-    for dtype in DTYPES:
-        wide = dtype in WIDE_DTYPES
-        for soft in (False, True):
-            first = (("SOFT", soft), ("ROWS", 1), ("COLS", 1024))
-            last = (("SOFT", soft), ("ROWS", 16), ("COLS", 64))
-            yield Variant("triton_forward", "forward_channels_first", dtype, first, wide)
-            yield Variant("triton_forward", "forward_channels_last", dtype, last, wide)
-        yield Variant("triton_backward", "backward_hard_channels_first", dtype, (("ROWS", 1), ("COLS", 1024)), wide)
-        yield Variant("triton_backward", "backward_hard_channels_last", dtype, (("ROWS", 16), ("COLS", 64)), wide)
-        for own in (False, True):
-            first = (("OWN", own), ("ROWS", 1), ("COLS", 1024))
-            rows, warps = (16, 4) if dtype == "fp64" else (64, 8)
-            last = (("OWN", own), ("ROWS", rows), ("MEMBERS", 2), ("PROTOTYPES", 16))
-            yield Variant("triton_backward_soft", "backward_soft_channels_first", dtype, first, wide)
-            yield Variant("triton_backward_soft", "backward_soft_channels_last", dtype, last, warps=warps)
-    for dtype in ("fp32", "fp64"):
-        yield Variant("triton_backward", "sum_partials", dtype, (("ROWS", 256), ("COLS", 16)))
-
-
 def _signature(variant: Variant, names: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """(type of every parameter, value of every constant), as the host code in triton_ops passes them."""
-    wide = "fp64" if variant.dtype == "fp64" else "fp32"
+    """(type of every parameter, value of every constant), as the host code in kernels/ passes them."""
+    wide = "fp32" if variant.dtype in ("fp16", "bf16") else variant.dtype
     constants = dict(variant.constants)
-    if constants.get("SOFT") is False:
-        constants |= {"soft_ptr": None, "gamma_ptr": None}
-    if constants.get("OWN") is True:
-        constants |= {"dsource_ptr": None}
-    pointers = {
-        "x": variant.dtype,
-        "source": variant.dtype,
-        "grad": variant.dtype,
-        "y": variant.dtype,
-        "dx": variant.dtype,
-    }
-    pointers |= {"dsource": variant.dtype} | dict.fromkeys(("pi", "members", "offsets", "soft"), "i32")
+    always = {"gates"} if variant.module == "triton_share" else {"soft"} if "soft" in variant.module else set()
+    for tensor, pointers in OPTIONAL.items():
+        if tensor not in variant.given and tensor not in always:
+            constants |= {name: None for name in pointers if name in names}
     types = {}
     for name in names:
+        tensor = name.removesuffix("_ptr")
         if name in constants:
             types[name] = "constexpr"
         elif name.endswith("_ptr"):
-            types[name] = "*" + pointers.get(name.removesuffix("_ptr"), wide)
+            types[name] = "*" + FIXED.get(tensor, variant.dtype if tensor in LIKE_X else wide)
         else:
             types[name] = "i32"
     return types, constants
@@ -105,8 +67,8 @@ def _compile(job: tuple[Variant, int]) -> Built:
     function = getattr(importlib.import_module(f"deepshare.kernels.{variant.module}"), variant.kernel)
     names = list(inspect.signature(function.fn).parameters)
     types, constants = _signature(variant, names)
-    # As the launcher specialises them for allocations of torch and sizes that are multiples of 16.
-    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name] != "constexpr"}
+    # As the launcher specialises them for allocations of torch; sizes are not specialised.
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name][0] == "*"}
     source = ASTSource(function, types, {(names.index(name),): value for name, value in constants.items()}, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": variant.warps})
     with tempfile.TemporaryDirectory() as folder:
@@ -117,8 +79,8 @@ def _compile(job: tuple[Variant, int]) -> Built:
 
 
 def build(architectures: list[int], only: str = "") -> list[Built]:
-    """Every variant whose kernel's name contains `only`, for every architecture; many of them in two processes."""
-    jobs = [(variant, a) for variant in _variants() if only in variant.kernel for a in architectures]
+    """Every variant whose label contains `only`, for every architecture; many of them in two processes."""
+    jobs = [(variant, a) for variant in variants() if only in variant.label for a in architectures]
     if len(jobs) < POOL_FROM:
         return [_compile(job) for job in jobs]
     # spawn: a forked child would inherit this process's threads' locks.

@@ -41,10 +41,13 @@ def test_cuda_forward_compiles_without_spills_and_with_wide_accesses():
 
 
 @NO_TRITON
-def test_triton_forward_compiles_without_spills_and_with_wide_accesses():
-    done = check_kernels("--backend", "triton", "--only", "forward_channels_last", "--arch", "90")
+def test_triton_columns_compile_without_spills_and_with_wide_accesses():
+    done = check_kernels("--backend", "triton", "--only", "forward_columns odd", "--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 kernels, 0 violations" in done.stdout
+    # 4 of 128 bits: two of x and two of the gates' leaders, which need the branch in triton_columns.load_leaders
+    (plain,) = [line for line in done.stdout.splitlines() if line.startswith("triton forward_columns odd   ")][:1]
+    assert plain.split()[-1] == "4/2", plain
 
 
 @NO_NVCC

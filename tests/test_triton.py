@@ -23,13 +23,21 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 elements, at most 4 chunks of several tiles, a second pass in steps of 2 chunks by 2 channels."""
     if not INTERPRETED:
         pytest.skip("tiles of 16 elements are for the interpreter; a GPU runs the launched sizes")
-    from deepshare.kernels import triton_ops
+    from deepshare.kernels import triton_launch_backward, triton_tiles
 
-    for name, value in {
-        "TILE": 16, "WANTED_PROGRAMS": 8, "MAX_TILES_PER_CHUNK": 3, "MAX_CHUNKS": 4,
-        "SOFT_LANES": 4, "SOFT_TILE": 16, "SOFT_TILE_DOUBLE": 8, "SUM_ROWS": 2, "SUM_COLS": 2,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(triton_ops, name, value)
+    for module, values in (
+        (
+            triton_tiles,
+            {"TILE_BYTES": 64, "BACKWARD_TILE": 16, "BACKWARD_TILE_DOUBLE": 8, "COLUMNS": 8, "MAX_CHUNKS": 4},
+        ),
+        (
+            triton_launch_backward,
+            {"WANTED_PROGRAMS": 8, "CHUNK_ROWS": 2, "SOFT_TILE_LEAST": 8, "SOFT_LANES": 4, "SOFT_TILE": 16}
+            | {"SOFT_TILE_DOUBLE": 8, "SUM_ROWS": 2, "SUM_COLS": 2},
+        ),
+    ):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
 
 
 def check(case: Case, backend: str) -> None:
