@@ -67,7 +67,7 @@ def test_the_code_of_the_documentation():
     names: dict = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert names["z"].shape == names["before"].shape
 
 
