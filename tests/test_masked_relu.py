@@ -16,8 +16,19 @@ from deepshare.raw_ops import IMPLEMENTATIONS, default_backend
 BACKENDS = [p for p in backend_parameters() if p.values[0] != "triton"]
 NAN, INF = math.nan, math.inf
 
-# [N, C, *S]: one element, short and long samples, one channel, several blocks of columns, many short samples
-SHAPES = [(1, 1), (3, 5), (2, 3, 7), (2, 1, 4, 5), (5, 7, 3, 3), (1, 6, 33, 16), (3, 2, 129, 17), (700, 3), (301, 2, 7)]
+# [N, C, *S]: one element, short and long samples, one channel, several blocks of columns, many short samples, chunks of the batch
+SHAPES = [
+    (1, 1),
+    (3, 5),
+    (2, 3, 7),
+    (2, 1, 4, 5),
+    (5, 7, 3, 3),
+    (1, 6, 33, 16),
+    (3, 2, 129, 17),
+    (700, 3),
+    (301, 2, 7),
+    (70, 5, 16, 16),
+]
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

@@ -64,6 +64,12 @@ Lanes<A> operator+(Lanes<A> a, const Lanes<A>& b) {
 }
 
 template <class A>
+Lanes<A> operator-(Lanes<A> a, const Lanes<A>& b) {
+  for (int k = 0; k < Lanes<A>::kParts; ++k) a.part[k] -= b.part[k];
+  return a;
+}
+
+template <class A>
 Lanes<A> operator*(Lanes<A> a, const Lanes<A>& b) {
   for (int k = 0; k < Lanes<A>::kParts; ++k) a.part[k] *= b.part[k];
   return a;

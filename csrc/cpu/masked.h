@@ -2,39 +2,22 @@
 //   dx = g * (1 where x >= 0, else 1 - mask),  dmask = -sum over the batch where not x >= 0 of g * x
 #pragma once
 
-#include "plan.h"
+#include "operands.h"
 
 namespace deepshare::cpu {
 namespace {
 
-// Columns walked down the batch at once, so that their part of the mask stays in the second-level cache, and
-// in the backward pass with the running sums in the first.
-constexpr int64_t kMaskColumns = 2048;
+// Columns walked down the batch at once: forward their part of the mask stays in the second-level cache,
+// backward the part and the sums in the first, while each row still gives a page.
+constexpr int64_t kMaskColumns = 16384;
 constexpr int64_t kMaskSumColumns = 1024;
 // Rows added up in the accumulation type before their sum is added to the others in double.
 constexpr int64_t kMaskRows = 256;
-// Pieces of work there should be: some for each thread of a large machine, fixed for equal bits on all.
+// Pieces of work there should be: some for each thread of a large machine, and the same on all for equal
+// bits.
 constexpr int64_t kMaskItems = 64;
-
-// The mask, not the factor, is what is chosen: 1 - 0 is exact, and the loop vectorises without a branch.
-template <class A>
-void mask_row(const A* x, const A* mask, int64_t count, A* __restrict__ y) {
-  for (int64_t i = 0; i < count; ++i) {
-    const A closed = x[i] >= A(0) ? A(0) : mask[i];
-    y[i] = x[i] * (A(1) - closed);
-  }
-}
-
-template <class A>
-void mask_gradient_row(const A* g, const A* x, const A* mask, int64_t count, A* __restrict__ dx,
-                       A* __restrict__ sums) {
-  for (int64_t i = 0; i < count; ++i) {
-    const A closed = x[i] >= A(0) ? A(0) : mask[i];
-    const A product = g[i] * x[i];
-    dx[i] = g[i] * (A(1) - closed);
-    sums[i] -= x[i] >= A(0) ? A(0) : product;
-  }
-}
+// Shorter samples than this are taken several at a time.
+constexpr int64_t kMaskWidth = 1024;
 
 // The batch as rows of the mask. Where samples are short, `repeat` of them make one row under a mask that
 // stands there as often; the last row may then be shorter.
@@ -44,11 +27,11 @@ struct MaskRows {
   MaskRows(int64_t batch, int64_t elements_)
       : elements(elements_),
         total(batch * elements_),
-        repeat(smaller(batch, divide_up(kPiece, elements_))),
+        repeat(smaller(batch, divide_up(kMaskWidth, elements_))),
         width(repeat * elements_),
         count(divide_up(batch, repeat)) {}
 
-  // How many of the `wanted` columns from `first` on this row has.
+  // How many of the `wanted` columns from `first` on this row has, or less than 1.
   int64_t length_at(int64_t row, int64_t first, int64_t wanted) const {
     return smaller(smaller(wanted, width - first), total - row * width - first);
   }
@@ -70,6 +53,13 @@ class RepeatedMask {
   Buffer<A> copy_;
 };
 
+// 1 where the bit is 1, else 1 - mask.
+template <class A, class Extent>
+Lanes<A> mask_factor(uint32_t open, const A* mask, Extent extent) {
+  const Lanes<A> one = Lanes<A>::all(1);
+  return select(open, one, one - load(mask, extent));
+}
+
 template <class T>
 struct MaskedForward {
   using A = Accum<T>;
@@ -87,20 +77,23 @@ struct MaskedForward {
         mask(args.mask, rows),
         parallel_for(parallel) {}
 
-  void run() const {
+  void run() const { streams(y, rows.count, rows.width) ? run_as<true>() : run_as<false>(); }
+
+  template <bool kStream>
+  void run_as() const {
     const int64_t columns = smaller(rows.width, kMaskColumns), blocks = divide_up(rows.width, columns);
     for_ranges(parallel_for, blocks * rows.count, columns, [&](int64_t begin, int64_t end) {
-      Buffer<A> wide_x(kPiece), wide_y(kPiece);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t row = item % rows.count, first = item / rows.count * columns;
-        const int64_t last = first + rows.length_at(row, first, columns);
-        for (int64_t i = first; i < last; i += kPiece) {
-          const int64_t at = row * rows.width + i, count = smaller(kPiece, last - i);
-          A* out = target(y + at, wide_y.get());
-          mask_row(load(x + at, count, wide_x.get()), mask.get() + i, count, out);
-          store(out, count, y + at);
-        }
+        const int64_t at = row * rows.width + first;
+        const A* weights = mask.get() + first;
+        each_group(rows.length_at(row, first, columns), [&](int64_t i, auto extent) {
+          const Lanes<A> values = load(x + at + i, extent);
+          const Lanes<A> factor = mask_factor(non_negative(values), weights + i, extent);
+          put<kStream>(values * factor, y + at + i, extent);
+        });
       }
+      if constexpr (kStream) end_streams();
     });
   }
 };
@@ -135,30 +128,36 @@ struct MaskedBackward {
     chunks = divide_up(rows.count, chunk_rows);
   }
 
-  void run() const {
+  void run() const { streams(dx, rows.count, rows.width) ? run_as<true>() : run_as<false>(); }
+
+  template <bool kStream>
+  void run_as() const {
     const bool direct = chunks == 1 && rows.repeat == 1;
     const Buffer<A> partials(direct ? 0 : chunks * rows.width);
     A* const sums = direct ? dmask : partials.get();
     for_ranges(parallel_for, chunks * blocks, chunk_rows * columns, [&](int64_t begin, int64_t end) {
-      Buffer<A> wide_g(kPiece), wide_x(kPiece), wide_dx(kPiece);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t chunk = item / blocks, first = item % blocks * columns;
-        A* const into = sums + chunk * rows.width;
-        for (int64_t i = first; i < smaller(rows.width, first + columns); ++i) into[i] = 0;
+        A* const into = sums + chunk * rows.width + first;
+        for (int64_t i = 0; i < smaller(columns, rows.width - first); ++i) into[i] = 0;
         const int64_t last = smaller(rows.count, (chunk + 1) * chunk_rows);
-        for (int64_t row = chunk * chunk_rows; row < last; ++row) {
-          const int64_t end_column = first + rows.length_at(row, first, columns);
-          for (int64_t i = first; i < end_column; i += kPiece) {
-            const int64_t at = row * rows.width + i, count = smaller(kPiece, end_column - i);
-            A* out = target(dx + at, wide_dx.get());
-            mask_gradient_row(load(grad + at, count, wide_g.get()), load(x + at, count, wide_x.get()),
-                              mask.get() + i, count, out, into + i);
-            store(out, count, dx + at);
-          }
-        }
+        for (int64_t row = chunk * chunk_rows; row < last; ++row) add_row<kStream>(row, first, into);
       }
+      if constexpr (kStream) end_streams();
     });
     if (!direct) reduce(sums);
+  }
+
+  template <bool kStream>
+  void add_row(int64_t row, int64_t first, A* sums) const {
+    const int64_t at = row * rows.width + first;
+    const A* weights = mask.get() + first;
+    each_group(rows.length_at(row, first, columns), [&](int64_t i, auto extent) {
+      const Lanes<A> g = load(grad + at + i, extent), values = load(x + at + i, extent);
+      const uint32_t open = non_negative(values);
+      put<kStream>(g * mask_factor(open, weights + i, extent), dx + at + i, extent);
+      store(load(sums + i, extent) - select(open, Lanes<A>::all(0), g * values), sums + i, extent);
+    });
   }
 
   // The chunks' sums in their order, each of a row's repeats in turn, in double.
