@@ -16,7 +16,7 @@ from deepshare.raw_ops import IMPLEMENTATIONS, default_backend
 BACKENDS = [p for p in backend_parameters() if p.values[0] != "triton"]
 NAN, INF = math.nan, math.inf
 
-# [N, C, *S]: one element, short and long samples, one channel, several blocks of columns, many short samples, chunks of the batch
+# [N, C, *S]: one element, short and long samples, one channel, blocks of columns, many short samples, many of a batch
 SHAPES = [
     (1, 1),
     (3, 5),
