@@ -11,6 +11,7 @@ from torch import nn
 
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.data import Batches, Dataset
+from deepshare.fuse import fuse
 from deepshare.plan import Plan
 from deepshare.train import networks
 from deepshare.train.errors import TrainingError
@@ -51,9 +52,9 @@ def run_phase(run: Run, phase: PhaseRecipe, state: State) -> State:
     optimizer = make_optimizer(model, phase)
     if state.optimizer is not None:
         optimizer.load_state_dict(state.optimizer)
-    task = _task(run, phase)
+    task, forward = _task(run, phase), fuse(model, plan.input_size)
     for epoch in range(state.epoch, phase.epochs):
-        row = _train_epoch(run, phase, plan, model, task, optimizer, epoch)
+        row = _train_epoch(run, phase, plan, model, forward, task, optimizer, epoch)
         state = state.after_epoch(optimizer.state_dict(), row, may_be_best=phase.keeps_best)
         run.folder.save(state, partial(_save, run, model, plan, row))
         run.progress.end_epoch(row)
@@ -82,7 +83,8 @@ def _task(run: Run, phase: PhaseRecipe) -> Task:
     if phase.distill == "none":
         return HardLabels()
     settings = run.recipe.distill
-    return Distillation(run.end_of(phase.distill), settings.temperature, settings.weight)
+    teacher = fuse(run.end_of(phase.distill), run.plan.input_size)
+    return Distillation(teacher, settings.temperature, settings.weight)
 
 
 def _train_epoch(
@@ -90,6 +92,7 @@ def _train_epoch(
     phase: PhaseRecipe,
     plan: Plan,
     model: nn.Module,
+    forward: nn.Module,  # the same network in fewer passes
     task: Task,
     optimizer: torch.optim.Optimizer,
     epoch: int,
@@ -102,13 +105,13 @@ def _train_epoch(
         group["lr"] = lr
     batches = _batches(run, phase, epoch)
     run.progress.start_epoch(phase.kind, epoch + 1, phase.epochs, len(batches), batches.image_count)
-    loss = train_epoch(model, batches, task, optimizer, run.progress.after_step)
+    loss = train_epoch(forward, batches, task, optimizer, run.progress.after_step)
     seconds = run.progress.training_seconds()
     if not math.isfinite(loss):
         raise TrainingError(
             f"{phase.kind}, epoch {epoch + 1}: the loss is {loss}; lower phase.{phase.kind}.lr (it was {lr:g} here)"
         )
-    accuracy = evaluate(model, run.dataset.batches("val", EVAL_BATCH))
+    accuracy = evaluate(forward, run.dataset.batches("val", EVAL_BATCH))
     return {
         "phase": phase.kind,
         "epoch": epoch + 1,
