@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepshare.channel_map import ChannelMap
+from deepshare.masked import masked_relu
 from deepshare.ops import shared_relu
 from deepshare.packed_gates import PackedGates
 
@@ -125,6 +126,8 @@ class SharedReLU2d(nn.Module):
 class MaskedReLU2d(nn.Module):
     """SNL's partly linearised activation, y = mask * relu(x) + (1 - mask) * x (SNL eq. 2; per channel: eq. 6).
 
+    One pass of `masked_relu`, whose numbers it has: the gradient at 0 is 1.
+
     Args:
         mask: bool [C, H, W] (a gate per pixel) or [C] (per channel), True where the ReLU stays. DReLUs: the ones of
             the mask, H*W each if per channel.
@@ -144,11 +147,9 @@ class MaskedReLU2d(nn.Module):
         self.register_buffer("mask", mask.clone())
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        mask = self.mask if self.mask.dim() == 3 else self.mask.reshape(-1, *(1,) * (x.dim() - 2))
-        fits = x.dim() == mask.dim() + 1 and all(m in (1, s) for m, s in zip(mask.shape, x.shape[1:], strict=True))
-        if not fits:
+        if self.mask.shape not in (x.shape[1:], x.shape[1:2]):
             raise ValueError(f"MaskedReLU2d: x must fit the mask {list(self.mask.shape)} (got {list(x.shape)})")
-        return torch.where(mask, torch.relu(x), x)
+        return masked_relu(x, self.mask)
 
     def extra_repr(self) -> str:
         shape = str(list(self.mask.shape))
