@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,6 +273,12 @@ def test_a_mask_first_used_in_inference_mode_trains():
     with torch.inference_mode():
         masked_relu(x, mask)
     assert gradients(x, mask, torch.ones_like(x))[2].shape == (3,)
+
+
+def test_the_python_of_the_contract_runs():
+    page = Path(__file__).resolve().parents[1] / "docs/masked_relu.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(block, {})
 
 
 @pytest.fixture
