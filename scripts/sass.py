@@ -55,7 +55,7 @@ def demangle(symbols: list[str]) -> list[str]:
 
 def _short(name: str) -> str:
     """The function and its template arguments, of a demangled signature."""
-    name = re.sub(r"\((?:anonymous namespace|int|bool)\)|<unnamed>::", "", name).removeprefix("void ")
+    name = re.sub(r"\(anonymous namespace\)|\([\w:]+\)(?=\d)|<unnamed>::", "", name).removeprefix("void ")
     name = re.sub(r"[A-Za-z_]\w*::", "", name).lstrip(":")
     return re.sub(r"\(.*", "", name)
 
@@ -67,11 +67,11 @@ def _functions(sass: str) -> Iterator[tuple[str, str]]:
 
 
 def kernels(cubin: Path) -> list[Kernel]:
-    """Every kernel of a cubin."""
+    """Every kernel of a cubin; none where the source has only host code."""
     listing = _run("cuobjdump", "-res-usage", str(cubin))
     usage = {symbol: (int(registers), int(stack)) for symbol, registers, stack in _USAGE.findall(listing)}
     code = dict(_functions(_run("nvdisasm", "-c", str(cubin))))
-    if not usage or set(usage) - set(code):
+    if set(usage) - set(code):
         raise ValueError(f"{cubin}: usage and machine code name different kernels: {sorted(set(usage) ^ set(code))}")
     return [Kernel(symbol, *usage[symbol], *_accesses(code[symbol])) for symbol in usage]
 

@@ -6,12 +6,12 @@
 
 namespace deepshare::cuda {
 
-// Positions a lane of the channels-first kernel owns: s, its slope and ds stay in registers.
+// Positions a lane of the row walk owns: gate, slope and ds stay in registers.
 template <class T>
 constexpr int kSoftUnit = std::is_same_v<T, double> ? 4 : 8;
 
 // Channels up to which a row's terms and sums fit into the 48 KiB of shared memory every GPU gives without
-// asking: 3 * C values. Beyond, the channels-first kernel does the same work with inner == 1, uncoalesced.
+// asking: 3 * C values. Beyond, the row walk does the same work with inner == 1, uncoalesced.
 template <class W>
 constexpr int64_t kMaxSoftRow = 48 * 1024 / (3 * sizeof(W));
 

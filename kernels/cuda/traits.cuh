@@ -7,8 +7,16 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "shared_relu.h"
+
+// Shared memory whose size the launch gives, as `unsigned char* name`, 16-byte aligned.
+#if defined(__CUDACC__)
+#define DEEPSHARE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#else
+#define DEEPSHARE_DYNAMIC_SHARED(name) unsigned char* const name = emulation::dynamic_shared()
+#endif
 
 namespace deepshare::cuda {
 
@@ -55,6 +63,26 @@ __device__ inline double narrow<double>(double v) {
   return v;
 }
 
+template <class T>
+__device__ inline auto narrow_pair(float first, float second) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __floats2half2_rn(first, second);
+  } else {
+    return __floats2bfloat162_rn(first, second);
+  }
+}
+
+// Rounded once each and never contracted: every backend gives the same bits for hard gates.
+__device__ inline float multiply(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double multiply(double a, double b) { return __dmul_rn(a, b); }
+__device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline double add(double a, double b) { return __dadd_rn(a, b); }
+
+// Two sums, each rounded to T once. The same bits as rounding to float first: float has more than 2 p + 2
+// bits for the p of either type, so the second rounding cannot differ.
+__device__ inline __half2 add_pair(__half2 a, __half2 b) { return __hadd2_rn(a, b); }
+__device__ inline __nv_bfloat162 add_pair(__nv_bfloat162 a, __nv_bfloat162 b) { return __hadd2_rn(a, b); }
+
 // V neighbours in memory, moved in accesses of at most 16 bytes.
 template <class T, int V>
 struct alignas(sizeof(T) * V < kBytesPerAccess ? sizeof(T) * V : kBytesPerAccess) Pack {
@@ -63,14 +91,66 @@ struct alignas(sizeof(T) * V < kBytesPerAccess ? sizeof(T) * V : kBytesPerAccess
 static_assert(sizeof(Pack<float, 4>) == 16 && alignof(Pack<__half, 8>) == 16 &&
               alignof(Pack<float, 8>) == 16);
 
-template <int V, class T>
-__device__ inline Pack<T, V> load(const T* __restrict__ from) {
-  return *reinterpret_cast<const Pack<T, V>*>(from);
+// The word in which n bytes are moved.
+template <size_t kBytes>
+using WordOf = std::conditional_t<
+    kBytes == 2, unsigned short,
+    std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>;
+
+// Rounded to T. 16-bit types two at a time: one instruction, and no register holds half a word.
+template <class T, int V>
+__device__ inline Pack<T, V> narrow_all(const Wide<T> (&values)[V]) {
+  Pack<T, V> packed;
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+#pragma unroll
+    for (int k = 0; k < V; k += 2) {
+      const auto pair = narrow_pair<T>(values[k], values[k + 1]);
+      memcpy(&packed.lane[k], &pair, sizeof(pair));
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; ++k) packed.lane[k] = narrow<T>(values[k]);
+  }
+  return packed;
 }
-// To global memory. __stwb (the ordinary store) because nvcc cuts assignments of a struct into elements in
-// some loops.
+
+// Element by element, rounded to T.
+template <class T, int V>
+__device__ inline Pack<T, V> add_all(const Pack<T, V>& a, const Pack<T, V>& b) {
+  Pack<T, V> sum;
+  if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+#pragma unroll
+    for (int k = 0; k < V; k += 2) {
+      decltype(narrow_pair<T>(0.f, 0.f)) first, second;
+      memcpy(&first, &a.lane[k], sizeof(first));
+      memcpy(&second, &b.lane[k], sizeof(second));
+      first = add_pair(first, second);
+      memcpy(&sum.lane[k], &first, sizeof(first));
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; ++k) sum.lane[k] = narrow<T>(add(widen(a.lane[k]), widen(b.lane[k])));
+  }
+  return sum;
+}
+
+// From global memory that no kernel running now writes: through the read-only path, which also lets the
+// compiler move the load before stores.
 template <int V, class T>
-__device__ inline void store(T* __restrict__ to, const Pack<T, V>& values) {
+__device__ inline Pack<T, V> load(const T* from) {
+  Pack<T, V> values;
+  using Word = WordOf<(sizeof(values) < kBytesPerAccess ? sizeof(values) : kBytesPerAccess)>;
+#pragma unroll
+  for (int w = 0; w < int(sizeof(values) / sizeof(Word)); ++w) {
+    const Word word = __ldg(reinterpret_cast<const Word*>(from) + w);
+    memcpy(reinterpret_cast<unsigned char*>(&values) + w * sizeof(Word), &word, sizeof(Word));
+  }
+  return values;
+}
+// To global memory. __stwb is the ordinary store, spelled out because nvcc cuts assignments of a struct into
+// elements in some loops. Not a streaming store: the next operation reads the result, from L2 where it fits.
+template <int V, class T>
+__device__ inline void store(T* to, const Pack<T, V>& values) {
   if constexpr (sizeof(values) == kBytesPerAccess) {
     uint4 word;
     memcpy(&word, &values, sizeof(word));
@@ -81,29 +161,30 @@ __device__ inline void store(T* __restrict__ to, const Pack<T, V>& values) {
   }
 }
 template <int V, class T>
-__device__ inline void store_shared(T* __restrict__ to, const Pack<T, V>& values) {
+__device__ inline Pack<T, V> load_shared(const T* from) {
+  return *reinterpret_cast<const Pack<T, V>*>(from);
+}
+template <int V, class T>
+__device__ inline void store_shared(T* to, const Pack<T, V>& values) {
   *reinterpret_cast<Pack<T, V>*>(to) = values;
 }
 
-// Rounded once each and never contracted: every backend gives the same bits for hard gates.
-__device__ inline float multiply(float a, float b) { return __fmul_rn(a, b); }
-__device__ inline double multiply(double a, double b) { return __dmul_rn(a, b); }
-__device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline double add(double a, double b) { return __dadd_rn(a, b); }
-
-// v * (alpha * gate + beta): y of x, dx of grad.
+// What z and the gradient are multiplied by.
 template <class W>
-__device__ inline W gated(W v, W alpha, W gate, W beta) {
-  return multiply(v, add(multiply(alpha, gate), beta));
+__device__ inline W slope_of(W alpha, W gate, W beta) {
+  return add(multiply(alpha, gate), beta);
 }
 
-// 1[s >= 0], or Phi(gamma * s) where is_soft; NaN gives 0 and NaN.
-template <bool kSoft, class W>
-__device__ inline W gate_of(W s, bool is_soft, W gamma) {
-  if constexpr (kSoft) {
-    constexpr W kInvSqrt2 = W(0.70710678118654752440);
-    if (is_soft) return W(0.5) * (W(1) + erf(gamma * s * kInvSqrt2));
-  }
+// Phi(gamma * s); NaN gives NaN.
+template <class W>
+__device__ inline W soft_gate(W s, W gamma) {
+  constexpr W kInvSqrt2 = W(0.70710678118654752440);
+  return W(0.5) * (W(1) + erf(gamma * s * kInvSqrt2));
+}
+
+// 1[s >= 0]; NaN gives 0.
+template <class W>
+__device__ inline W hard_gate(W s) {
   return s >= W(0) ? W(1) : W(0);
 }
 
