@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from operator_cases import DTYPES, LAYOUTS, backend_parameters, device_of, laid_out, truncates
+from operator_cases import DTYPES, INTERPRETED, LAYOUTS, backend_parameters, device_of, laid_out, truncates
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deepshare import ChannelMap, masked_relu, shared_relu
 from deepshare.raw_ops import IMPLEMENTATIONS, default_backend
 
-BACKENDS = [p for p in backend_parameters() if p.values[0] != "triton"]
+BACKENDS = backend_parameters()
 NAN, INF = math.nan, math.inf
 
 # [N, C, *S]: one element, short and long samples, one channel, blocks of columns, many short samples, many of a batch
@@ -61,11 +61,11 @@ def dmask_bound(x: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
 
 
 def assert_same_results(ours: tuple, expected: tuple, bound: Tensor, exact: bool = True) -> None:
-    """y and dx bit for bit, dmask within its bound."""
+    """y and dx to the bit (or, where a backend truncates, to the last place), dmask within its bound."""
     for name, got, wanted in zip(("y", "dx"), ours, expected, strict=False):
-        same = torch.equal if exact else torch.allclose
         assert got.dtype == wanted.dtype
-        assert same(got, wanted), name
+        unit = 0.0 if exact else torch.finfo(got.dtype).eps  # off by one in the last place
+        assert ((got.double() - wanted.double()).abs() <= unit * wanted.double().abs()).all(), name
         assert torch.equal(got.signbit(), wanted.signbit()), name
     assert (ours[2].dtype, ours[2].shape) == (expected[2].dtype, expected[2].shape)
     assert ((ours[2].double() - expected[2].double()).abs() <= bound.to(ours[2].device)).all()
@@ -76,8 +76,10 @@ def assert_same_results(ours: tuple, expected: tuple, bound: Tensor, exact: bool
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_agrees_with_the_reference(backend: str, dtype: torch.dtype, per_channel: bool):
     draw, device = random.Random(1), device_of(backend)
+    slow = backend == "triton" and INTERPRETED
     for number, shape in enumerate(SHAPES):
-        for x_layout, other in [("contiguous", "contiguous"), *((one, draw.choice(LAYOUTS)) for one in LAYOUTS)]:
+        for x_layout in draw.sample(LAYOUTS, 1) if slow else LAYOUTS:
+            other = draw.choice(LAYOUTS)
             x, grad = (values(shape, dtype, 3 * number + k).to(device) for k in range(2))
             x, grad = laid_out(x, x_layout, draw), laid_out(grad, other, draw)
             mask_dtype = draw.choice([torch.float32, torch.float64, torch.bfloat16])
@@ -200,7 +202,7 @@ def test_empty_tensors(backend: str, per_channel: bool, shape: tuple[int, ...]):
     assert torch.equal(dmask, torch.zeros_like(mask))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [p for p in BACKENDS if p.values[0] == "cpu"])
 def test_bits_do_not_depend_on_the_number_of_threads(backend: str):
     threads = torch.get_num_threads()
     results = []
