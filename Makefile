@@ -39,7 +39,7 @@ check-kernels: $(VENV)/.test
 # With glibc's own settings every large tensor is mapped anew, and page faults take longer than the pass (docs/benchmarks.md).
 BENCH ?= full
 SELECTED_full :=
-SELECTED_quick := -m quick
+SELECTED_quick := -m quick --benchmark-max-time=0.3
 bench: export MALLOC_MMAP_MAX_ := 0
 bench: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 bench: export MALLOC_TOP_PAD_ := 2000000000

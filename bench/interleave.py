@@ -21,9 +21,11 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 # A kernel of 10 us cannot be timed by itself from the host: on a GPU a round is a replayed graph of this many calls.
 CALLS_OF_A_REPLAY = 50 if ON_GPU else 1
-CALLS_OF_A_QUEUE = 100  # and what a call costs the host is seen in as many, put in the queue one after another
+# What a call costs the host is seen in as many, put in the queue one after another: few enough to end within a time
+# slice of the system.
+CALLS_OF_A_QUEUE = 20
 MOST_ROUNDS = 200
-WARMUP = 2
+WARMUP = 2  # rounds; the last of them says how many follow
 
 
 def synchronise() -> None:
@@ -51,7 +53,7 @@ def replay(call: Call) -> Call:
     """On a GPU a CUDA graph of CALLS_OF_A_REPLAY calls, so that the host's time is none of the result; else `call`."""
     if not ON_GPU:
         return call
-    for _ in range(WARMUP):  # what is made at a first call cannot be made in a capture
+    for _ in range(2):  # what is made at a first call cannot be made in a capture
         call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -110,15 +112,16 @@ def measure(
             seconds[name].append(clock() - started)
         synchronise()
 
-    started = time.perf_counter()
-    turns()
-    call()
-    synchronise()
+    for _ in range(WARMUP):
+        started = time.perf_counter()
+        turns()
+        call()
+        synchronise()
     rounds = limits.rounds(time.perf_counter() - started)
     gc.collect()
     gc.disable()
     try:
-        benchmark.pedantic(call, setup=turns, rounds=rounds, warmup_rounds=WARMUP)
+        benchmark.pedantic(call, setup=turns, rounds=rounds)
     finally:
         gc.enable()
     if not benchmark.enabled:

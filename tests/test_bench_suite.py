@@ -81,13 +81,12 @@ class Recorder:
 
         return called
 
-    def pedantic(self, target, *, setup, rounds: int, warmup_rounds: int) -> None:
-        for number in range(-warmup_rounds, rounds):
+    def pedantic(self, target, *, setup, rounds: int) -> None:
+        for _ in range(rounds):
             setup()
             started = self.clock()
             target()
-            if number >= 0:
-                self.stats.stats.data.append(self.clock() - started)
+            self.stats.stats.data.append(self.clock() - started)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, taken: list[int] | None = None):
@@ -117,11 +116,11 @@ def test_a_disturbed_round_is_left_out_where_enough_remain(monkeypatch: pytest.M
     import interleave
 
     monkeypatch.setattr(interleave.Limits, "rounds", lambda self, seconds: 8)
-    # One reading of the counter before each of 1 + 2 + 8 rounds and one at the end: what a reading adds was lost
+    # One reading of the counter before each of 2 + 8 rounds and one at the end: what a reading adds was lost
     # in the round before it.
-    _, found = measured(monkeypatch, [0] * 5 + [1, 0, 1] + [0] * 4)
+    _, found = measured(monkeypatch, [0] * 4 + [1, 0, 1] + [0] * 4)
     assert (found["kept"], found["disturbed"]) == (6, 0.25)
-    _, found = measured(monkeypatch, [0] * 5 + [1] * 4 + [0] * 3)
+    _, found = measured(monkeypatch, [0] * 4 + [1] * 4 + [0] * 3)
     assert (found["kept"], found["disturbed"]) == (8, 0.5), "4 quiet rounds are fewer than 5: all count"
 
 

@@ -106,7 +106,8 @@ def plot(run: Run) -> bytes:
     Raises:
         BenchReportError: matplotlib is missing, or no row of ours has a ratio.
     """
-    rows = [row for row in run.rows if row.ours and row.baseline in row.ratios and row.kind != "memory"]
+    compared = [row for row in run.rows if row.ours and row.baseline in row.ratios]
+    rows = [row for kind in _TITLES for row in compared if row.kind == kind]
     if not rows:
         raise BenchReportError(f"{run.name}: no benchmark compares deepshare with its baseline, nothing to plot")
     try:
@@ -142,6 +143,7 @@ def _draw(axes: Any, rows: Sequence[Row], bounds: dict[int, float]) -> None:
     labels = [f"{row.kind} {row.name}, {row.case}, {row.provider} / {row.baseline}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set(xscale="log", xlabel="time / baseline's time, median and 20-80 % of the rounds; | target")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
