@@ -7,9 +7,11 @@
 namespace deepshare::cpu {
 namespace {
 
-// Columns walked down the batch at once: forward their part of the mask stays in the second-level cache,
-// backward the part and the sums in the first, while each row still gives a page.
-constexpr int64_t kMaskColumns = 16384;
+// Columns walked down the batch at once: forward their part of the mask stays in the second-level cache
+// (fewer columns in a small batch, for the threads), backward the part and the sums in the first, while each
+// row still gives a page.
+constexpr int64_t kMaskColumns = 65536;
+constexpr int64_t kMaskFewColumns = 16384;
 constexpr int64_t kMaskSumColumns = 1024;
 // Rows added up in the accumulation type before their sum is added to the others in double.
 constexpr int64_t kMaskRows = 256;
@@ -81,7 +83,8 @@ struct MaskedForward {
 
   template <bool kStream>
   void run_as() const {
-    const int64_t columns = smaller(rows.width, kMaskColumns), blocks = divide_up(rows.width, columns);
+    const int64_t most = rows.count < kMaskItems ? kMaskFewColumns : kMaskColumns;
+    const int64_t columns = smaller(rows.width, most), blocks = divide_up(rows.width, columns);
     for_ranges(parallel_for, blocks * rows.count, columns, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t row = item % rows.count, first = item / rows.count * columns;
