@@ -59,7 +59,11 @@ def replay(call: Call) -> Call:
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for _ in range(CALLS_OF_A_REPLAY):
             call()
-    return graph.replay
+
+    def replays(tensors_of: Call = call) -> None:  # the graph reads and writes them, it does not keep them alive
+        graph.replay()
+
+    return replays
 
 
 def queue(call: Call) -> Call:
