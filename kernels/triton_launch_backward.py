@@ -8,7 +8,17 @@ from torch import Tensor
 from .layout import geometry
 from .triton_backward import backward_hard_columns, backward_hard_runs, sum_partials
 from .triton_backward_soft import backward_soft_last, backward_soft_runs
-from .triton_tiles import Tile, access, backward_elements, chunking, column_tile, power_of_2, takes_columns, tile_over
+from .triton_tiles import (
+    RUNS_REGISTERS,
+    Tile,
+    access,
+    backward_elements,
+    chunking,
+    column_tile,
+    power_of_2,
+    takes_columns,
+    tile_over,
+)
 
 # Rows that a chunk of a column kernel has at least: its two sums a column are then a tenth of what it moves.
 CHUNK_ROWS = 16
@@ -65,7 +75,9 @@ def hard_sums(
         partial = constants[1].new_empty((2, chunks, channels, 1))
         rows_of = leaders if gates is None else gates.shape[1]
         lengths = (outer, channels, inner // vec, rows_of, per_chunk, partial[0].numel())
-        backward_hard_runs[(chunks * channels,)](*tensors, partial, *lengths, **tile.constants())
+        backward_hard_runs[(chunks * channels,)](
+            *tensors, partial, *lengths, **tile.constants(), maxnreg=RUNS_REGISTERS
+        )  # fmt: skip
     return partial
 
 
@@ -90,7 +102,8 @@ def soft_sums(
     if inner > 1:
         tile = soft_runs_tile(outer, prototypes, inner, x.element_size())
         chunks, blocks = triton.cdiv(outer, tile.rows) * triton.cdiv(inner, tile.cols), prototypes
-        kernel, sizes, constants = backward_soft_runs, (outer, channels, inner // tile.vec), tile.constants()
+        kernel, sizes = backward_soft_runs, (outer, channels, inner // tile.vec)
+        constants = tile.constants() | {"maxnreg": RUNS_REGISTERS}
     else:
         constants = soft_last_tile(outer, channels, prototypes, x.element_size())
         chunks, blocks = triton.cdiv(outer, constants["ROWS"]), triton.cdiv(prototypes, constants["PROTOTYPES"])

@@ -19,6 +19,9 @@ ACCESS_BYTES = 16
 TILE_BYTES = 4096
 # Elements of a backward tile: 8 a thread (4 of float64) leave room in the registers for g, z, leaders and two sums.
 BACKWARD_TILE, BACKWARD_TILE_DOUBLE = 1024, 512
+# Registers a thread of a backward run kernel may take. Told so, ptxas does not spill a few bytes for the sake of more
+# resident threads, as it did by itself with a residual on sm_80 and sm_100.
+RUNS_REGISTERS = 128
 # Columns of a column kernel's tile: what a column is computed from is used for the tile's other dimension, its rows.
 COLUMNS = 256
 # Partial sums per channel beyond which chunks grow instead, so that the second pass stays short.

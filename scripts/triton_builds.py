@@ -70,7 +70,7 @@ def _compile(job: tuple[Variant, int]) -> Built:
     # As the launcher specialises them for allocations of torch; sizes are not specialised.
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name][0] == "*"}
     source = ASTSource(function, types, {(names.index(name),): value for name, value in constants.items()}, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": variant.warps})
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(variant.options))
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])

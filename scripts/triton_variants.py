@@ -21,7 +21,7 @@ class Variant:
     given: tuple[str, ...]
     constants: tuple[tuple[str, Any], ...]
     wide: bool = False
-    warps: int = 4
+    options: tuple[tuple[str, int], ...] = ()
 
     @property
     def label(self) -> str:
@@ -55,10 +55,10 @@ def variants() -> Iterator[Variant]:
 def _variant(
     module: str, kernel: str, dtype: str, given: str, constants: dict[str, Any], *, narrow: bool = False
 ) -> Variant:
-    constants = dict(constants)
-    warps = constants.pop("num_warps", 4)
+    options = tuple((name, value) for name, value in constants.items() if name in ("num_warps", "maxnreg"))
+    known = tuple(item for item in constants.items() if item not in options)
     wide = dtype in WIDE_DTYPES and not narrow
-    return Variant(module, kernel, dtype, tuple(given.split()), tuple(constants.items()), wide, warps)
+    return Variant(module, kernel, dtype, tuple(given.split()), known, wide, options)
 
 
 def _forward(dtype: str, given: list[str]) -> Iterator[Variant]:
@@ -78,13 +78,13 @@ def _forward(dtype: str, given: list[str]) -> Iterator[Variant]:
 
 
 def _hard(dtype: str, given: list[str]) -> Iterator[Variant]:
-    from deepshare.kernels.triton_tiles import access, backward_elements, column_tile, tile_over
+    from deepshare.kernels.triton_tiles import RUNS_REGISTERS, access, backward_elements, column_tile, tile_over
 
-    size = ITEMSIZE[dtype]
+    size, limit = ITEMSIZE[dtype], {"maxnreg": RUNS_REGISTERS}
     elements = backward_elements(size)
     for tensors in given:
         runs = tile_over(RUNS[0], RUNS[2], access(RUNS[2], itemsize=size), elements)
-        yield _variant("triton_backward", "backward_hard_runs", dtype, tensors, runs.constants())
+        yield _variant("triton_backward", "backward_hard_runs", dtype, tensors, runs.constants() | limit)
         for outer, channels, inner in (LAST, ODD):
             tile = column_tile(outer, channels * inner, access(channels * inner, itemsize=size), elements)
             constants = tile.constants() | {"LAST": inner == 1}
@@ -93,10 +93,11 @@ def _hard(dtype: str, given: list[str]) -> Iterator[Variant]:
 
 def _soft(dtype: str, given: list[str]) -> Iterator[Variant]:
     from deepshare.kernels.triton_launch_backward import soft_last_tile, soft_runs_tile
+    from deepshare.kernels.triton_tiles import RUNS_REGISTERS
 
     size = ITEMSIZE[dtype]
     for tensors in given:
-        runs = soft_runs_tile(RUNS[0], 16, RUNS[2], size).constants()
+        runs = soft_runs_tile(RUNS[0], 16, RUNS[2], size).constants() | {"maxnreg": RUNS_REGISTERS}
         last = soft_last_tile(LAST[0], LAST[1], 16, size)
         yield _variant("triton_backward_soft", "backward_soft_runs", dtype, tensors, runs)
         yield _variant("triton_backward_soft", "backward_soft_last", dtype, tensors, last, narrow=True)
