@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 GPU = shutil.which("nvidia-smi") is not None
@@ -10,6 +11,7 @@ if not GPU:
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from interpreter import patch_once  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -34,3 +36,10 @@ def poisoned_buffers():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of the Triton backend, by their name, run it without its repeated work."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and "triton" in request.node.nodeid and find_spec("triton"):
+        patch_once(monkeypatch)

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreter import patch_once
 from operator_cases import INTERPRETED, Case, assert_agrees, backend_parameters, device_of, inputs, run, truncates
 
 TRITON = [parameter for parameter in backend_parameters() if parameter.values == ("triton",)]
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.parametrize("backend", TRITON)
 # inner 33, 129: rows of several tiles with a remainder; 1 (two dimensions): channels last; 2: rows narrower than a tile
 SHAPES = [(2, 5, 33), (5, 7), (1, 2, 129), (1, 1, 1), (7, 3, 2), (2, 33)]
 SOFT = [pytest.param(0, marks=pytest.mark.slow), 2, 99]
-
-
-@pytest.fixture(autouse=True)
-def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    if INTERPRETED:
-        patch_once(monkeypatch)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from interpreter import patch_once, round_to_nearest
+from interpreter import round_to_nearest
 from operator_cases import INTERPRETED, backend_parameters, device_of
 from torch import Tensor
 
@@ -22,7 +22,6 @@ pytestmark = [mark for parameter in backend_parameters() if parameter.values == 
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         round_to_nearest(monkeypatch)
-        patch_once(monkeypatch)
 
 
 @pytest.fixture
