@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # CrypTen's own requirement list names a package that no longer installs, so its real needs stand in our `secure` extra
 CRYPTEN := crypten==0.4.1
 
-.PHONY: demo test test-slow lint format check-kernels bench clean
+.PHONY: demo test test-slow lint format check-kernels sanitize bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/deepshare demo --out runs/demo
@@ -34,6 +34,9 @@ format: $(VENV)/.test
 
 check-kernels: $(VENV)/.test
 	$(BIN)/python scripts/check-kernels
+
+sanitize: $(VENV)/.test
+	$(BIN)/python scripts/sanitize $(SANITIZE)
 
 # The record goes to .benchmarks/, for `deepshare bench-report` and `--benchmark-compare`. BENCH=quick takes 2 minutes.
 # With glibc's own settings every large tensor is mapped anew, and page faults take longer than the pass (docs/benchmarks.md).

@@ -137,7 +137,9 @@ Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& re
 
   const Dims order = common_order(x, dx, pointer(source));
   Operands operands(x, residual, source, order);
-  operands.geometry.prototypes = offsets.numel() - 1;
+  // Of packed gates the count they were packed with, which may exceed pi's: it says how their rows lie.
+  operands.geometry.prototypes =
+      gates.has_value() ? packed_prototypes(*gates, operands.geometry) : offsets.numel() - 1;
   const Tensor dense_grad = as_dense(grad, order);
   const bool direct = !with_dsource || is_dense_in(dsource, order);
   const Tensor written = direct ? dsource : empty_in(dsource, order);
