@@ -5,7 +5,6 @@ Outputs and workspaces come filled with NaN bytes, between guards that no kernel
 
 import ctypes
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -38,7 +37,7 @@ def library() -> ctypes.CDLL:
     """The emulated launchers, compiled once for these sources."""
     sources = [*sorted(KERNELS.iterdir()), *sorted(EMULATION.iterdir())]
     key = hashlib.sha256("\0".join([*FLAGS, *(path.read_text() for path in sources)]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "deepshare-emulation"
+    folder = ROOT / "build" / "cuda-emulation"
     target = folder / f"{key}.so"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +48,7 @@ def library() -> ctypes.CDLL:
         getattr(emulated, name).restype = ctypes.c_char_p
     emulated.backward_bytes.restype = emulated.masked_bytes.restype = ctypes.c_size_t
     emulated.masked_bytes.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    emulated.fast_quotient.argtypes, emulated.fast_quotient.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     return emulated
 
 

@@ -149,6 +149,14 @@ def test_few_prototypes_of_many_channels():
             check(dataclasses.replace(case, source_channels=prototypes), Extras(residual=True))
 
 
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.float32, 4104), (torch.bfloat16, 4104), (torch.float64, 2051)])
+def test_soft_channels_last_beyond_shared_memory(dtype, channels):
+    for prototypes in (1, 600):
+        case = Case(9, (3, channels), prototypes, "random", dtype, soft=channels - 100)
+        check(case, Extras(residual=True))
+        check(dataclasses.replace(case, source_channels=prototypes + 1), Extras())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40])
 def test_special_values(value: float):
     for dtype in (torch.float32, torch.bfloat16):
@@ -223,6 +231,17 @@ def test_shares_wrap_around(number: int):
         operands = (opened, gates, pi, alpha, beta, flip, scale, offset, toggle, number % 64, party)
         ours = emulated_cuda.shared_relu_share(*operands, offset=8 * (number % 5 == 0))
         assert torch.equal(ours, reference.shared_relu_share(*operands))
+
+
+def test_division_by_multiplication_is_exact():
+    draw, quotient = random.Random(1), emulated_cuda.library().fast_quotient
+    divisors = [d + s for d in (1, 3, 7, 49, 2**31, 2**40, 2**62) for s in (-1, 0, 1) if d + s > 0]
+    divisors += [draw.randrange(1, 2 ** draw.randrange(1, 63)) for _ in range(200)]
+    for divisor in divisors:
+        multiples = [divisor * draw.randrange(0, 2**63 // divisor) for _ in range(20)]
+        for n in [0, 1, 2**63 - 1, *multiples, *(m - 1 for m in multiples if m), *(m + divisor - 1 for m in multiples)]:
+            if n < 2**63:
+                assert quotient(n, divisor) == n // divisor, (n, divisor)
 
 
 def test_a_race_and_a_broken_barrier_are_seen(tmp_path):

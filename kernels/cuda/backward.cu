@@ -36,20 +36,28 @@ const char* clear_sums(const BackwardArgs& a, cudaStream_t stream) {
   return zero(a.dbeta, bytes, stream);
 }
 
-bool soft_columns(Dtype dtype, const Geometry& g) {
-  const int64_t most = dtype == Dtype::kFloat64 ? kMaxSoftRow<double> : kMaxSoftRow<float>;
-  return g.inner == 1 && g.channels <= most;
+bool fits_shared_memory(Dtype dtype, const Geometry& g) {
+  return g.channels <= (dtype == Dtype::kFloat64 ? kMaxSoftRow<double> : kMaxSoftRow<float>);
 }
 
 Launched launch_hard(const BackwardArgs& a, cudaStream_t stream) {
   const Geometry& g = a.geometry;
   const int64_t vector = vector_elements(a.dtype);
   const bool aligned = aligned_16(a.grad, a.x, a.residual, a.dx);
-  if (g.inner == 1) return launch_backward_hard_columns(a, aligned && g.channels % vector == 0, stream);
+  if (g.inner == 1) return launch_backward_columns(a, aligned && g.channels % vector == 0, stream);
   if (g.inner % vector == 0 && aligned && aligned_16(a.source))
     return launch_backward_hard_rows(a, true, stream);
-  if (aligned && has_columns(g, vector)) return launch_backward_hard_columns(a, true, stream);
+  if (aligned && has_columns(g, vector)) return launch_backward_columns(a, true, stream);
   return launch_backward_hard_rows(a, false, stream);
+}
+
+Launched launch_soft(const BackwardArgs& a, cudaStream_t stream) {
+  const Geometry& g = a.geometry;
+  if (g.inner > 1) return launch_backward_soft_rows(a, stream);
+  if (fits_shared_memory(a.dtype, g)) return launch_backward_soft_columns(a, stream);
+  const Launched launched = launch_hard(a, stream);  // the column walk, whose gates may be soft
+  if (launched.error != nullptr) return launched;
+  return {launch_backward_soft_prototypes(a, stream), launched.chunks};
 }
 
 }  // namespace
@@ -65,7 +73,8 @@ Chunks row_chunks(Dtype dtype, const Geometry& g) {
 }
 
 Columns column_chunks(const Geometry& g, int64_t vector) {
-  Columns shape = columns_of(g.channels * g.inner, vector, column_unit(g.inner, vector), kColumnWidth);
+  Columns shape =
+      columns_of(g.channels * g.inner, vector, column_unit(g.inner, vector), kColumnWidth, kThreads);
   const int64_t most = ceil_div(g.outer, kMinRows);
   const int64_t chunks = std::clamp<int64_t>(kColumnBlocksWanted / shape.blocks, 1, most);
   shape.rows = shape.height * ceil_div(ceil_div(g.outer, chunks), shape.height);
@@ -86,8 +95,10 @@ Chunks soft_column_chunks(const Geometry& g) {
 size_t backward_workspace_bytes(Dtype dtype, const Geometry& g, bool soft) {
   if (g.outer * g.channels * g.inner == 0) return 0;
   int64_t chunks = 0;
-  if (soft) {
-    chunks = soft_columns(dtype, g) ? soft_column_chunks(g).count : soft_row_chunks(dtype, g).count;
+  if (soft && g.inner > 1) {
+    chunks = soft_row_chunks(dtype, g).count;
+  } else if (soft && fits_shared_memory(dtype, g)) {
+    chunks = soft_column_chunks(g).count;
   } else {  // which of these walks is taken depends on the pointers too
     const int64_t vector = vector_elements(dtype);
     if (g.inner > 1) chunks = row_chunks(dtype, g).count;
@@ -103,9 +114,7 @@ const char* shared_relu_backward(const BackwardArgs& args, void* stream) {
   const bool empty = g.outer * g.channels * g.inner == 0;
   if (const char* error = clear_dsource(args, empty, on)) return error;
   if (empty) return clear_sums(args, on);
-  const Launched launched = args.soft_channels == nullptr ? launch_hard(args, on)
-                            : soft_columns(args.dtype, g) ? launch_backward_soft_columns(args, on)
-                                                          : launch_backward_soft_rows(args, on);
+  const Launched launched = args.soft_channels == nullptr ? launch_hard(args, on) : launch_soft(args, on);
   if (launched.error != nullptr || launched.chunks == 1) return launched.error;
   return launch_sums(args.dtype, args.workspace, {args.dalpha, args.dbeta}, 2, launched.chunks, g.channels,
                      on);

@@ -38,8 +38,10 @@ Chunks soft_row_chunks(Dtype dtype, const Geometry& geometry);
 Chunks soft_column_chunks(const Geometry& geometry);
 
 Launched launch_backward_hard_rows(const BackwardArgs& args, bool wide, cudaStream_t stream);
-Launched launch_backward_hard_columns(const BackwardArgs& args, bool wide, cudaStream_t stream);
+Launched launch_backward_columns(const BackwardArgs& args, bool wide, cudaStream_t stream);
 Launched launch_backward_soft_rows(const BackwardArgs& args, cudaStream_t stream);
 Launched launch_backward_soft_columns(const BackwardArgs& args, cudaStream_t stream);
+// What flows through soft gates, after launch_backward_columns (inner is 1).
+const char* launch_backward_soft_prototypes(const BackwardArgs& args, cudaStream_t stream);
 
 }  // namespace deepshare::cuda

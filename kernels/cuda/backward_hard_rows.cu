@@ -33,18 +33,18 @@ struct Piece {
 
 // Position q of channel c. inner % V == 0: a vector stays in its sample.
 template <class T, int V, Gate kGate>
-__device__ Piece<T, V, kGate> read(const HardRows<T>& a, int64_t q, int64_t c, int64_t p) {
+__device__ Piece<T, V, kGate> read(const HardRows<T>& a, int64_t q, int64_t c, int64_t p, bool valid) {
   const Geometry& g = a.of.geometry;
   const int64_t n = a.inner.quotient(q);
   const int64_t i = q - n * g.inner;
   Piece<T, V, kGate> piece;
   piece.at = (n * g.channels + c) * g.inner + i;
-  piece.grad = load<V>(a.grad + piece.at);
-  piece.z = load_terms<V>(a.of.x, a.of.residual, piece.at);
+  piece.grad = load_if<V>(valid, a.grad + piece.at);
+  piece.z = load_terms<V>(a.of.x, a.of.residual, piece.at, valid);
   if constexpr (kGate == Gate::kBits) {
-    piece.leader.read_bits(a.of, (n * g.prototypes + p) * a.of.run_bytes, i);
+    piece.leader.read_bits(a.of, (n * g.prototypes + p) * a.of.run_bytes, i, valid);
   } else {
-    piece.leader.read(a.of, (n * g.source_channels + p) * g.inner + i);
+    piece.leader.read(a.of, (n * g.source_channels + p) * g.inner + i, valid);
   }
   return piece;
 }
@@ -72,7 +72,7 @@ template <class T, int V, Gate kGate>
 __global__ __launch_bounds__(kThreads, kBlocks<T>) void hard_rows(const HardRows<T> a) {
   using W = Wide<T>;
   const Geometry& g = a.of.geometry;
-  const int64_t chunk = blockIdx.x / g.channels;
+  const int64_t chunk = blockIdx.x / static_cast<unsigned>(g.channels);
   const int64_t c = blockIdx.x - chunk * g.channels;
   const int64_t p = __ldg(a.of.pi + c);
   const W open = slope_of(__ldg(a.of.alpha + c), W(1), __ldg(a.of.beta + c));
@@ -83,11 +83,12 @@ __global__ __launch_bounds__(kThreads, kBlocks<T>) void hard_rows(const HardRows
   for (int64_t q = chunk * a.chunk_positions + threadIdx.x * V; q < last; q += kUnroll * kThreads * V) {
     Piece<T, V, kGate> pieces[kUnroll];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-      pieces[u] = read<T, V, kGate>(a, min(q + u * (kThreads * V), last - V), c, p);
-#pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (q + u * (kThreads * V) >= last) break;
+      const int64_t at = q + u * (kThreads * V);
+      pieces[u] = read<T, V, kGate>(a, at, c, p, at < last);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {  // beyond the chunk grad and z are 0, and add nothing
       const Pack<T, V> z = sum_of(pieces[u].z, a.of.residual != nullptr);
       const unsigned gates = open_gates(pieces[u].leader);
       W out[V];
@@ -100,7 +101,7 @@ __global__ __launch_bounds__(kThreads, kBlocks<T>) void hard_rows(const HardRows
         sum_alpha += gz * (is_open ? W(1) : W(0));
         sum_beta += gz;
       }
-      store<V>(a.dx + pieces[u].at, narrow_all<T>(out));
+      store_if(q + u * (kThreads * V) < last, a.dx + pieces[u].at, narrow_all<T>(out));
     }
   }
   write_sums(a.sums, chunk * g.channels + c, sum_alpha, sum_beta);

@@ -45,7 +45,7 @@ __device__ void walk_channels(const SoftColumns<T>& a, const Row<Wide<T>>& mine,
   const Operands<T>& o = a.of;
   const int64_t at = row * o.geometry.channels + c;
   const Pack<T, V> grads = load<V>(a.grad + at);
-  const Terms<T, V> terms = load_terms<V>(o.x, o.residual, at);
+  const Terms<T, V> terms = load_terms<V>(o.x, o.residual, at, true);
   const Pack<int32_t, V> ps = load<V>(o.pi + c);
   const Pack<W, V> alphas = load<V>(o.alpha + c);
   const Pack<W, V> betas = load<V>(o.beta + c);

@@ -102,16 +102,14 @@ __device__ void walk_member(const SoftRows<T>& a, const Lane<T, V>& lane,
   Terms<T, V> terms[kVectors];
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
-    if (lane.at[j] < 0) continue;
     const int64_t at = lane.at[j] + c * o.geometry.inner;
-    grads[j] = load<V>(a.grad + at);
-    terms[j] = load_terms<V>(o.x, o.residual, at);
+    grads[j] = load_if<V>(lane.at[j] >= 0, a.grad + at);
+    terms[j] = load_terms<V>(o.x, o.residual, at, lane.at[j] >= 0);
   }
   W sum_alpha = 0;
   W sum_beta = 0;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
-    if (lane.at[j] < 0) continue;
     const Pack<T, V> z = sum_of(terms[j], o.residual != nullptr);
     W out[V];
 #pragma unroll
@@ -125,8 +123,8 @@ __device__ void walk_member(const SoftRows<T>& a, const Lane<T, V>& lane,
       sum_alpha += gz * gate;
       sum_beta += gz;
     }
-    if (a.dsource != nullptr || c >= o.geometry.prototypes)
-      store<V>(a.dx + lane.at[j] + c * o.geometry.inner, narrow_all<T>(out));
+    const bool stored = a.dsource != nullptr || c >= o.geometry.prototypes;
+    store_if(stored && lane.at[j] >= 0, a.dx + lane.at[j] + c * o.geometry.inner, narrow_all<T>(out));
   }
   sum_alpha = warp_sum(sum_alpha, 32);
   sum_beta = warp_sum(sum_beta, 32);
@@ -175,7 +173,7 @@ __global__ __launch_bounds__(32 * kManyWarps) void soft_rows(const SoftRows<T> a
   DEEPSHARE_DYNAMIC_SHARED(shared);
   W* const shares = reinterpret_cast<W*>(shared);  // [warps][kUnit][32], where warps share members
   const int64_t prototypes = a.of.geometry.prototypes;
-  const int64_t tile = blockIdx.x / prototypes;
+  const int64_t tile = blockIdx.x / static_cast<unsigned>(prototypes);
   const int64_t p = blockIdx.x - tile * prototypes;
   const int warp = threadIdx.x / 32;
   const int share = warp % a.split;

@@ -6,9 +6,6 @@
 
 namespace deepshare::cuda {
 
-// A column's offset, alpha and beta are 3 V registers: 80 a thread, 3 blocks on a multiprocessor.
-constexpr int kColumnBlocks = 3;
-
 template <class W, int V>
 struct Column {
   int64_t first;       // of V columns
@@ -18,27 +15,57 @@ struct Column {
   bool side_by_side;  // the V gates are one aligned access
 };
 
-template <class T, int V, Gate kGate>
-__device__ Column<Wide<T>, V> column_of(const Operands<T>& o, int64_t first, int soft, bool source_aligned) {
-  const int64_t inner = o.geometry.inner;
+// Channels first + [0, V) of a pixel, in vectors.
+template <class T, int V>
+__device__ Column<Wide<T>, V> channels_of(const Operands<T>& o, int64_t first, int soft) {
   Column<Wide<T>, V> column;
   column.first = first;
   column.soft = 0;
-  int64_t c = inner == 1 ? first : first / inner;
-  int64_t i = inner == 1 ? 0 : first - c * inner;
-  const int64_t run = kGate != Gate::kBits ? inner : inner == 1 ? 1 : o.run_bytes * 8;
+  const Pack<int32_t, V> pi = load<V>(o.pi + first);
+  const Pack<Wide<T>, V> alpha = load<V>(o.alpha + first);
+  const Pack<Wide<T>, V> beta = load<V>(o.beta + first);
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    column.offset[k] = static_cast<uint32_t>(pi.lane[k]);
+    column.alpha[k] = alpha.lane[k];
+    column.beta[k] = beta.lane[k];
+    column.soft |= (first + k < soft ? 1u : 0u) << k;
+  }
+  return column;
+}
+
+// Columns first + [0, V) of a sample; a run of gates has `run` offsets.
+template <class T, int V>
+__device__ Column<Wide<T>, V> positions_of(const Operands<T>& o, int64_t first, int soft, int64_t run) {
+  const auto inner = static_cast<uint32_t>(o.geometry.inner);
+  Column<Wide<T>, V> column;
+  column.first = first;
+  column.soft = 0;
+  uint32_t c = static_cast<uint32_t>(first) / inner;
+  uint32_t i = static_cast<uint32_t>(first) - c * inner;
 #pragma unroll
   for (int k = 0; k < V; ++k) {
     column.offset[k] = static_cast<uint32_t>(__ldg(o.pi + c) * run + i);
     column.alpha[k] = __ldg(o.alpha + c);
     column.beta[k] = __ldg(o.beta + c);
-    column.soft |= (c < soft ? 1u : 0u) << k;
+    column.soft |= (int64_t(c) < soft ? 1u : 0u) << k;
     if (++i == inner) {
       i = 0;
-      c = min(c + 1, o.geometry.channels - 1);
+      c = min(c + 1, static_cast<uint32_t>(o.geometry.channels - 1));
     }
   }
-  column.side_by_side = source_aligned && column.offset[0] % V == 0;
+  return column;
+}
+
+// `gates_aligned`, `affine_aligned`: whether the source's rows, and pi, alpha and beta, begin on 16 bytes.
+template <class T, int V, Gate kGate>
+__device__ Column<Wide<T>, V> column_of(const Operands<T>& o, int64_t first, int soft, bool gates_aligned,
+                                        bool affine_aligned) {
+  const bool pixels = o.geometry.inner == 1;
+  const int64_t run = kGate != Gate::kBits ? o.geometry.inner : pixels ? 1 : o.run_bytes * 8;
+  auto column =
+      pixels && affine_aligned ? channels_of<T, V>(o, first, soft) : positions_of<T, V>(o, first, soft, run);
+  column.side_by_side = gates_aligned && column.offset[0] % V == 0;
 #pragma unroll
   for (int k = 1; k < V; ++k) column.side_by_side &= column.offset[k] == column.offset[0] + k;
   return column;
@@ -52,21 +79,21 @@ __device__ inline int64_t gate_row_bytes(const Operands<T>& o) {
 
 template <class T, int V, Gate kGate, bool kSideBySide>
 __device__ Leader<T, V, kGate> leader_of_columns(const Operands<T>& o, const Column<Wide<T>, V>& column,
-                                                 int64_t row) {
+                                                 int64_t row, bool valid) {
   Leader<T, V, kGate> leader;
   if constexpr (kGate == Gate::kBits) {
     const int64_t at = row * gate_row_bytes(o);
     if constexpr (kSideBySide) {
-      leader.read_bits(o, at, column.offset[0]);
+      leader.read_bits(o, at, column.offset[0], valid);
     } else {
-      leader.gather(o, at, column.offset);
+      leader.gather(o, at, column.offset, valid);
     }
   } else {
     const int64_t at = row * o.geometry.source_channels * o.geometry.inner;
     if constexpr (kSideBySide) {
-      leader.read(o, at + column.offset[0]);
+      leader.read(o, at + column.offset[0], valid);
     } else {
-      leader.gather(o, at, column.offset);
+      leader.gather(o, at, column.offset, valid);
     }
   }
   return leader;

@@ -28,8 +28,8 @@ inline bool has_columns(const Geometry& g, int64_t vector) {
          widest < (int64_t(1) << 31);  // gate offsets within a row are 32 bits
 }
 
-// As wide as `widest` threads allow in whole units, with equal blocks.
-inline Columns columns_of(int64_t columns, int64_t vector, int64_t unit, int64_t widest) {
+// As wide as `widest` of a block's threads allow in whole units, with equal blocks.
+inline Columns columns_of(int64_t columns, int64_t vector, int64_t unit, int64_t widest, int64_t threads) {
   const int64_t units = columns / vector / unit;
   const int64_t fitting = std::max<int64_t>(widest / unit, 1);
   const int64_t blocks = ceil_div(units, fitting);
@@ -39,7 +39,7 @@ inline Columns columns_of(int64_t columns, int64_t vector, int64_t unit, int64_t
           0,
           ceil_div(units * unit, width),
           static_cast<int>(width),
-          static_cast<int>(kThreads / width)};
+          static_cast<int>(threads / width)};
 }
 
 }  // namespace deepshare::cuda

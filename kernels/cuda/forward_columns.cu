@@ -5,19 +5,19 @@
 namespace deepshare::cuda {
 namespace {
 
-// Blocks that fill a big GPU twice; a chunk's rows grow until there are no more than these, up to kMostRows a
-// thread: the reads of pi, alpha and beta at its start are spread over them.
-constexpr int64_t kWantedBlocks = 2048;
+// Blocks of 128 threads leave fewer registers unused than blocks of 256, at the 72 to 96 a thread that a
+// column's offset, alpha and beta and two rows in flight take.
+constexpr int kBlockThreads = 128;
+template <int V>
+constexpr int kBlocks = V == 8 ? 5 : 6;
+// Blocks that fill a big GPU three times; a chunk's rows grow until there are no more than these, up to
+// kMostRows a thread: the reads of pi, alpha and beta at its start are spread over them.
+constexpr int64_t kWantedBlocks = 4096;
 constexpr int64_t kMostRows = 16;
 
-// Rows in flight. One where V gathered gates, the error function or the packing take the registers of the
-// second.
-template <int V, Gate kGate, bool kSideBySide>
-constexpr int kRows =
-    kGate == Gate::kEmit || (V == 8 && (kGate == Gate::kSoft || !kSideBySide)) ? 1 : kUnroll;
-
+// Rows in flight. One where packing, or 8 error functions, take the registers of the second.
 template <int V, Gate kGate>
-constexpr int kBlocks = V == 8 && (kGate == Gate::kEmit || kGate == Gate::kSoft) ? 2 : kColumnBlocks;
+constexpr int kRows = kGate == Gate::kEmit || (V == 8 && kGate == Gate::kSoft) ? 1 : kUnroll;
 
 template <class T>
 struct ForwardColumns {
@@ -25,7 +25,7 @@ struct ForwardColumns {
   T* y;
   uint8_t* emitted;
   Columns shape;
-  bool source_aligned;
+  bool gates_aligned, affine_aligned;
 };
 
 // z's own gates of V columns, packed. inner is 1: channels of a pixel, of which c + [0, 8) with c % 8 == 0
@@ -78,36 +78,36 @@ template <class T, int V, Gate kGate, bool kSideBySide>
 __device__ void walk(const ForwardColumns<T>& a, const Column<Wide<T>, V>& column, int64_t first,
                      int64_t last, Wide<T> gamma) {
   const Operands<T>& o = a.of;
-  constexpr int kUnroll = kRows<V, kGate, kSideBySide>;
-  for (int64_t row = first; row < last; row += blockDim.y * kUnroll) {
-    Terms<T, V> terms[kUnroll];
-    Leader<T, V, kGate> leaders[kUnroll];
+  for (int64_t row = first; row < last; row += blockDim.y * kRows<V, kGate>) {
+    Terms<T, V> terms[kRows<V, kGate>];
+    Leader<T, V, kGate> leaders[kRows<V, kGate>];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t at = min(row + u * blockDim.y, last - 1);
-      terms[u] = load_terms<V>(o.x, o.residual, at * a.shape.columns + column.first);
-      leaders[u] = leader_of_columns<T, V, kGate, kSideBySide>(o, column, at);
+    for (int u = 0; u < kRows<V, kGate>; ++u) {
+      const int64_t at = row + u * blockDim.y;
+      terms[u] = load_terms<V>(o.x, o.residual, at * a.shape.columns + column.first, at < last);
+      leaders[u] = leader_of_columns<T, V, kGate, kSideBySide>(o, column, at, at < last);
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kRows<V, kGate>; ++u) {
       const int64_t at = row + u * blockDim.y;
-      if (at >= last) return;
       const Pack<T, V> z = sum_of(terms[u], o.residual != nullptr);
-      store<V>(a.y + at * a.shape.columns + column.first, activate(z, leaders[u], column, gamma));
-      if constexpr (kGate == Gate::kEmit) emit(a, z, at, column.first);
+      store_if(at < last, a.y + at * a.shape.columns + column.first, activate(z, leaders[u], column, gamma));
+      if constexpr (kGate == Gate::kEmit) {
+        if (at < last) emit(a, z, at, column.first);
+      }
     }
   }
 }
 
 template <class T, int V, Gate kGate>
-__global__ __launch_bounds__(kThreads, kBlocks<V, kGate>) void forward_columns(const ForwardColumns<T> a) {
+__global__ __launch_bounds__(kBlockThreads, kBlocks<V>) void forward_columns(const ForwardColumns<T> a) {
   const Operands<T>& o = a.of;
   const int soft = kGate == Gate::kSoft ? *o.soft_channels : 0;
   const Wide<T> gamma = kGate == Gate::kSoft ? *o.gamma : Wide<T>(1);
-  const int64_t chunk = blockIdx.x / a.shape.blocks;
+  const int64_t chunk = blockIdx.x / static_cast<unsigned>(a.shape.blocks);
   const int64_t first = ((blockIdx.x - chunk * a.shape.blocks) * a.shape.width + threadIdx.x) * V;  // column
   if (first >= a.shape.columns) return;
-  const auto column = column_of<T, V, kGate>(o, first, soft, a.source_aligned);
+  const auto column = column_of<T, V, kGate>(o, first, soft, a.gates_aligned, a.affine_aligned);
   const int64_t last = min(o.geometry.outer, (chunk + 1) * a.shape.rows);
   const int64_t row = chunk * a.shape.rows + threadIdx.y;
   if (column.side_by_side) {
@@ -120,12 +120,13 @@ __global__ __launch_bounds__(kThreads, kBlocks<V, kGate>) void forward_columns(c
 template <class T, int V, Gate kGate>
 const char* launch(const ForwardArgs& a, cudaStream_t stream) {
   const Geometry& g = a.geometry;
-  Columns shape = columns_of(g.channels * g.inner, V, 1, kThreads);
+  Columns shape = columns_of(g.channels * g.inner, V, 1, kBlockThreads, kBlockThreads);
   const int64_t tiles = ceil_div(g.outer, shape.height) * shape.blocks;
-  shape.rows = shape.height * std::clamp<int64_t>(tiles / kWantedBlocks, 1, kMostRows);
+  shape.rows = shape.height * std::clamp<int64_t>(tiles / kWantedBlocks, kUnroll, kMostRows);
   shape.chunks = ceil_div(g.outer, shape.rows);
-  const ForwardColumns<T> columns{operands_of<T>(a), static_cast<T*>(a.y), a.emitted, shape,
-                                  gates_aligned(a, V)};
+  const ForwardColumns<T> columns{operands_of<T>(a),   static_cast<T*>(a.y),
+                                  a.emitted,           shape,
+                                  gates_aligned(a, V), aligned_16(a.pi, a.alpha, a.beta)};
   const dim3 threads(shape.width, shape.height);
   return run(forward_columns<T, V, kGate>, {shape.chunks * shape.blocks, threads}, stream, columns);
 }

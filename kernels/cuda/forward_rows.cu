@@ -20,12 +20,13 @@ struct ForwardRows {
 
 // The gates of V positions i.. of prototype p.
 template <class T, int V, Gate kGate>
-__device__ Leader<T, V, kGate> leader_of_row(const Operands<T>& o, int64_t n, int64_t p, int64_t i) {
+__device__ Leader<T, V, kGate> leader_of_row(const Operands<T>& o, int64_t n, int64_t p, int64_t i,
+                                             bool valid) {
   Leader<T, V, kGate> leader;
   if constexpr (kGate == Gate::kBits) {
-    leader.read_bits(o, (n * o.geometry.prototypes + p) * o.run_bytes, i);
+    leader.read_bits(o, (n * o.geometry.prototypes + p) * o.run_bytes, i, valid);
   } else {
-    leader.read(o, (n * o.geometry.source_channels + p) * o.geometry.inner + i);
+    leader.read(o, (n * o.geometry.source_channels + p) * o.geometry.inner + i, valid);
   }
   return leader;
 }
@@ -62,32 +63,37 @@ __global__ __launch_bounds__(kThreads, kBlocks<kGate>) void forward_rows(const F
   const Wide<T> gamma = soft_phase ? *o.gamma : Wide<T>(1);
   const int64_t first = int64_t(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
   int64_t row[kUnroll], n[kUnroll];
+  int32_t p[kUnroll];
   Terms<T, V> terms[kUnroll];
   Leader<T, V, kGate> leaders[kUnroll];
   Wide<T> alpha[kUnroll], beta[kUnroll];
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
-    const int64_t vector =
-        min(first + u * kThreads, a.vectors - 1);  // the last block reads the last one again
+    const int64_t vector = first + u * kThreads;
+    terms[u] = load_terms<V>(o.x, o.residual, vector * V, vector < a.vectors);
     row[u] = a.inner_vectors.quotient(vector);
     n[u] = a.channels.quotient(row[u]);
-    const int64_t c = row[u] - n[u] * a.channels.divisor;
-    terms[u] = load_terms<V>(o.x, o.residual, vector * V);
+    const int64_t c = row[u] - n[u] * a.channels.divisor;  // below C beyond the last vector too
+    p[u] = __ldg(o.pi + c);
     alpha[u] = __ldg(o.alpha + c);
     beta[u] = __ldg(o.beta + c);
-    leaders[u] =
-        leader_of_row<T, V, kGate>(o, n[u], __ldg(o.pi + c), (vector - row[u] * a.inner_vectors.divisor) * V);
+  }
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {  // not above, because the first of these waits for p
+    const int64_t vector = first + u * kThreads;
+    const int64_t i = (vector - row[u] * a.inner_vectors.divisor) * V;
+    leaders[u] = leader_of_row<T, V, kGate>(o, n[u], p[u], i, vector < a.vectors);
   }
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     const int64_t vector = first + u * kThreads;
-    if (vector >= a.vectors) return;
     const int64_t c = row[u] - n[u] * a.channels.divisor;
     const Pack<T, V> z = sum_of(terms[u], o.residual != nullptr);
-    store<V>(a.y + vector * V, activate(z, leaders[u], alpha[u], beta[u], c < soft, gamma));
+    store_if(vector < a.vectors, a.y + vector * V,
+             activate(z, leaders[u], alpha[u], beta[u], c < soft, gamma));
     if constexpr (kGate == Gate::kEmit) {
       const int64_t i = (vector - row[u] * a.inner_vectors.divisor) * V;
-      if (c < o.geometry.prototypes && i % 8 == 0)
+      if (vector < a.vectors && c < o.geometry.prototypes && i % 8 == 0)
         a.emitted[(n[u] * o.geometry.prototypes + c) * o.run_bytes + i / 8] =
             own_byte(o, z, vector * V, o.geometry.inner - i);
     }

@@ -17,9 +17,9 @@ constexpr int kThreads = 256;
 // Blocks that must fit on a multiprocessor, __launch_bounds__' second argument: 64 registers a thread.
 // Without it ptxas picks limits of its own, and spills.
 constexpr int kMinBlocks = 4;
-// Vectors of each tensor that a thread loads before it uses the first. At 64 registers 1,024 threads fit on a
-// multiprocessor; with 16 bytes of each tensor twice in flight these are 32 KiB and more, where 4.8 TB/s at
-// 700 ns over 132 multiprocessors ask for 25 KiB.
+// Vectors of each tensor that a thread loads before it uses the first. What must be in flight is bandwidth
+// times latency: 4.8 TB/s over 132 multiprocessors at 700 ns are 25 KiB each. 4 blocks with 16 bytes of each
+// tensor twice have 32 KiB and more; with one vector a thread waits with half of that.
 constexpr int kUnroll = 2;
 constexpr int64_t kMaxGridX = 2147483647;  // CUDA's limit for gridDim.x
 

@@ -49,7 +49,7 @@ __device__ int64_t first_element(const Masked<T>& a, int64_t chunk, int vector) 
 template <class T, int V>
 __global__ __launch_bounds__(kThreads, kMinBlocks) void masked_forward(const Masked<T> a) {
   using W = Wide<T>;
-  const int64_t chunk = blockIdx.x / a.shape.blocks;
+  const int64_t chunk = blockIdx.x / static_cast<unsigned>(a.shape.blocks);
   const int64_t first = first_element(a, chunk, V);
   if (first >= a.shape.columns) return;
   const auto below = below_of<T, V>(a, first);
@@ -58,17 +58,17 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void masked_forward(const Mas
     Pack<T, V> xs[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
-      xs[u] = load<V>(a.x + min(row + u * blockDim.y, last - 1) * a.shape.columns + first);
+      xs[u] = load_if<V>(row + u * blockDim.y < last, a.x + (row + u * blockDim.y) * a.shape.columns + first);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (row + u * blockDim.y >= last) return;
       W out[V];
 #pragma unroll
       for (int k = 0; k < V; ++k) {
         const W x = widen(xs[u].lane[k]);
         out[k] = multiply(x, x >= W(0) ? W(1) : below.factor[k]);
       }
-      store<V>(a.out + (row + u * blockDim.y) * a.shape.columns + first, narrow_all<T>(out));
+      store_if(row + u * blockDim.y < last, a.out + (row + u * blockDim.y) * a.shape.columns + first,
+               narrow_all<T>(out));
     }
   }
 }
@@ -82,13 +82,13 @@ __device__ void walk(const Masked<T>& a, const Below<Wide<T>, V>& below, int64_t
     Pack<T, V> xs[kUnroll], grads[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t at = min(row + u * blockDim.y, last - 1) * a.shape.columns + below.first;
-      xs[u] = load<V>(a.x + at);
-      grads[u] = load<V>(a.grad + at);
+      const bool valid = row + u * blockDim.y < last;
+      const int64_t at = (row + u * blockDim.y) * a.shape.columns + below.first;
+      xs[u] = load_if<V>(valid, a.x + at);
+      grads[u] = load_if<V>(valid, a.grad + at);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (row + u * blockDim.y >= last) return;
       W out[V];
 #pragma unroll
       for (int k = 0; k < V; ++k) {
@@ -98,7 +98,8 @@ __device__ void walk(const Masked<T>& a, const Below<Wide<T>, V>& below, int64_t
         out[k] = multiply(grad, opens ? W(1) : below.factor[k]);
         sums[k] -= opens ? W(0) : grad * x;
       }
-      store<V>(a.out + (row + u * blockDim.y) * a.shape.columns + below.first, narrow_all<T>(out));
+      store_if(row + u * blockDim.y < last, a.out + (row + u * blockDim.y) * a.shape.columns + below.first,
+               narrow_all<T>(out));
     }
   }
 }
@@ -108,7 +109,7 @@ template <class T, int V>
 __global__ __launch_bounds__(kThreads, kMinBlocks) void masked_backward(const Masked<T> a) {
   using W = Wide<T>;
   __shared__ __align__(16) W shared[kThreads * V];  // [height][width * V]
-  const int64_t chunk = blockIdx.x / a.shape.blocks;
+  const int64_t chunk = blockIdx.x / static_cast<unsigned>(a.shape.blocks);
   const int64_t first = first_element(a, chunk, V);
   W sums[V] = {};
   if (first < a.shape.columns) {
@@ -129,7 +130,7 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void masked_backward(const Ma
 }
 
 Columns forward_shape(int64_t batch, int64_t elements, int64_t vector) {
-  Columns shape = columns_of(elements, vector, 1, kWidth);
+  Columns shape = columns_of(elements, vector, 1, kWidth, kThreads);
   const int64_t tiles = ceil_div(batch, shape.height) * shape.blocks;
   shape.rows = shape.height * std::clamp<int64_t>(tiles / kForwardBlocks, 1, kMostRows);
   shape.chunks = ceil_div(batch, shape.rows);
@@ -137,7 +138,7 @@ Columns forward_shape(int64_t batch, int64_t elements, int64_t vector) {
 }
 
 Columns backward_shape(int64_t batch, int64_t elements, int64_t vector) {
-  Columns shape = columns_of(elements, vector, 1, kWidth);
+  Columns shape = columns_of(elements, vector, 1, kWidth, kThreads);
   const int64_t chunks = std::clamp<int64_t>(kBackwardBlocks / shape.blocks, 1, ceil_div(batch, kMinRows));
   shape.rows = shape.height * ceil_div(ceil_div(batch, chunks), shape.height);
   shape.chunks = ceil_div(batch, shape.rows);

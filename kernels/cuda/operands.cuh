@@ -53,10 +53,10 @@ struct Terms {
 };
 
 template <int V, class T>
-__device__ inline Terms<T, V> load_terms(const T* x, const T* residual, int64_t at) {
+__device__ inline Terms<T, V> load_terms(const T* x, const T* residual, int64_t at, bool valid) {
   Terms<T, V> terms;
-  terms.value = load<V>(x + at);
-  if (residual != nullptr) terms.residual = load<V>(residual + at);
+  terms.value = load_if<V>(valid, x + at);
+  terms.residual = load_if<V>(valid && residual != nullptr, residual + at);
   return terms;
 }
 
@@ -68,7 +68,7 @@ __device__ inline Pack<T, V> sum_of(const Terms<T, V>& terms, bool has_residual)
 
 template <int V, class T>
 __device__ inline Pack<T, V> load_sum(const T* x, const T* residual, int64_t at) {
-  return sum_of(load_terms<V>(x, residual, at), residual != nullptr);
+  return sum_of(load_terms<V>(x, residual, at, true), residual != nullptr);
 }
 
 // What decides V gates, as loaded.
@@ -78,19 +78,21 @@ struct Leader {
   bool is_sum;
 
   // Elements at + [0, V) of the source's memory, 16-byte aligned if V > 1.
-  __device__ void read(const Operands<T>& o, int64_t at) {
-    terms = load_terms<V>(o.source, o.source_residual, at);
+  __device__ void read(const Operands<T>& o, int64_t at, bool valid) {
+    terms = load_terms<V>(o.source, o.source_residual, at, valid);
     is_sum = o.source_residual != nullptr;
   }
   // Elements at + offset[k], anywhere. Added at once where z is a sum: V more registers would cost occupancy.
-  __device__ void gather(const Operands<T>& o, int64_t at, const uint32_t (&offset)[V]) {
+  __device__ void gather(const Operands<T>& o, int64_t at, const uint32_t (&offset)[V], bool valid) {
 #pragma unroll
-    for (int k = 0; k < V; ++k) terms.value.lane[k] = load<1>(o.source + at + offset[k]).lane[0];
+    for (int k = 0; k < V; ++k) terms.value.lane[k] = load_if<1>(valid, o.source + at + offset[k]).lane[0];
     is_sum = false;
     if (o.source_residual == nullptr) return;
+    Pack<T, V> residual;
 #pragma unroll
     for (int k = 0; k < V; ++k)
-      terms.value.lane[k] = load_sum<1>(o.source, o.source_residual, at + offset[k]).lane[0];
+      residual.lane[k] = load_if<1>(valid, o.source_residual + at + offset[k]).lane[0];
+    terms.value = add_all(terms.value, residual);
   }
   __device__ Pack<T, V> values() const { return sum_of(terms, is_sum); }
 };
@@ -100,13 +102,13 @@ struct Leader<T, V, Gate::kBits> {
   unsigned bits = 0;
 
   // Bits bit + [0, V) of the packed gates from byte `at` on; all in one byte.
-  __device__ void read_bits(const Operands<T>& o, int64_t at, int64_t bit) {
-    bits = unsigned(__ldg(o.gates + at + (bit >> 3))) >> (bit & 7);
+  __device__ void read_bits(const Operands<T>& o, int64_t at, int64_t bit, bool valid) {
+    bits = load_byte(valid, o.gates + at + (bit >> 3)) >> (bit & 7);
   }
-  __device__ void gather(const Operands<T>& o, int64_t at, const uint32_t (&offset)[V]) {
+  __device__ void gather(const Operands<T>& o, int64_t at, const uint32_t (&offset)[V], bool valid) {
     unsigned bytes[V];
 #pragma unroll
-    for (int k = 0; k < V; ++k) bytes[k] = __ldg(o.gates + at + (offset[k] >> 3));
+    for (int k = 0; k < V; ++k) bytes[k] = load_byte(valid, o.gates + at + (offset[k] >> 3));
     bits = 0;
 #pragma unroll
     for (int k = 0; k < V; ++k) bits |= (bytes[k] >> (offset[k] & 7) & 1u) << k;

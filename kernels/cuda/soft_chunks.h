@@ -11,7 +11,7 @@ template <class T>
 constexpr int kSoftUnit = std::is_same_v<T, double> ? 4 : 8;
 
 // Channels up to which a row's terms and sums fit into the 48 KiB of shared memory every GPU gives without
-// asking: 3 * C values. Beyond, the row walk does the same work with inner == 1, uncoalesced.
+// asking: 3 * C values. Beyond, grad and z are read twice (backward_soft_prototypes.cu).
 template <class W>
 constexpr int64_t kMaxSoftRow = 48 * 1024 / (3 * sizeof(W));
 

@@ -21,7 +21,7 @@ struct Partials {
 template <class W>
 __global__ __launch_bounds__(kMostThreads) void sum_partials(const Partials<W> a) {
   __shared__ W shared[kMostThreads];
-  const int64_t plane = blockIdx.x / a.blocks;
+  const int64_t plane = blockIdx.x / static_cast<unsigned>(a.blocks);
   const int64_t column = (blockIdx.x - plane * a.blocks) * blockDim.x + threadIdx.x;
   W sum = 0;
   if (column < a.columns) {

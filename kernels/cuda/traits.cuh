@@ -9,6 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "memory_access.cuh"
 #include "shared_relu.h"
 
 // Shared memory whose size the launch gives, as `unsigned char* name`, 16-byte aligned.
@@ -134,8 +135,7 @@ __device__ inline Pack<T, V> add_all(const Pack<T, V>& a, const Pack<T, V>& b) {
   return sum;
 }
 
-// From global memory that no kernel running now writes: through the read-only path, which also lets the
-// compiler move the load before stores.
+// V neighbours of global memory that no kernel running now writes, through the read-only path.
 template <int V, class T>
 __device__ inline Pack<T, V> load(const T* from) {
   Pack<T, V> values;
@@ -147,18 +147,27 @@ __device__ inline Pack<T, V> load(const T* from) {
   }
   return values;
 }
-// To global memory. __stwb is the ordinary store, spelled out because nvcc cuts assignments of a struct into
-// elements in some loops. Not a streaming store: the next operation reads the result, from L2 where it fits.
+
+// The same where `valid`, else zeros; one access of at most 16 bytes (memory_access.cuh).
+template <int V, class T>
+__device__ inline Pack<T, V> load_if(bool valid, const T* from) {
+  Pack<T, V> values;
+  using Word = WordOf<sizeof(values)>;
+  const Word word = load_word(valid, reinterpret_cast<const Word*>(from));
+  memcpy(&values, &word, sizeof(word));
+  return values;
+}
+
+template <int V, class T>
+__device__ inline void store_if(bool valid, T* to, const Pack<T, V>& values) {
+  using Word = WordOf<sizeof(values)>;
+  Word word;
+  memcpy(&word, &values, sizeof(word));
+  store_word(valid, reinterpret_cast<Word*>(to), word);
+}
 template <int V, class T>
 __device__ inline void store(T* to, const Pack<T, V>& values) {
-  if constexpr (sizeof(values) == kBytesPerAccess) {
-    uint4 word;
-    memcpy(&word, &values, sizeof(word));
-    __stwb(reinterpret_cast<uint4*>(to), word);
-  } else {
-    static_assert(V == 1, "a vector is one 16-byte access");
-    *to = values.lane[0];
-  }
+  store_if<V>(true, to, values);
 }
 template <int V, class T>
 __device__ inline Pack<T, V> load_shared(const T* from) {

@@ -27,19 +27,20 @@ using std::exp;
 using std::max;
 using std::min;
 
+namespace emulation {
+
 // The alignment a GPU demands of an access.
 template <class T>
-const T* checked(const T* at) {
+T* aligned(T* at) {
   if (reinterpret_cast<uintptr_t>(at) % sizeof(T) != 0) std::abort();
   return at;
 }
+
+}  // namespace emulation
+
 template <class T>
 T __ldg(const T* at) {
-  return *checked(at);
-}
-template <class T>
-void __stwb(T* at, T value) {
-  *const_cast<T*>(checked(at)) = value;
+  return *emulation::aligned(at);
 }
 
 inline float __fmul_rn(float a, float b) { return a * b; }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda_runtime.h"
+#include "fast_div.h"
 #include "masked_relu.h"
 #include "share.h"
 #include "shared_relu.h"
@@ -44,6 +45,8 @@ const char* masked_backward(const cuda::MaskedBackwardArgs* args) {
 size_t masked_bytes(int dtype, int64_t batch, int64_t elements) {
   return cuda::masked_workspace_bytes(static_cast<cuda::Dtype>(dtype), batch, elements);
 }
+
+int64_t fast_quotient(int64_t n, int64_t divisor) { return cuda::FastDiv(divisor).quotient(n); }
 
 const char* share(const cuda::ShareArgs* args) { return emulate(cuda::shared_relu_share, *args); }
 
