@@ -9,19 +9,23 @@
 namespace deepshare::cpu {
 namespace {
 
+// As scale_rows.
 template <Gate kGate, bool kStream, class T, bool kResidual>
-void gradient_row(const Input<T, kResidual>& z, const T* grad, int64_t at, int64_t count, Accum<T> on,
-                  Accum<T> off, uint8_t* bits, T* dx, LaneSums<Accum<T>>& sums) {
-  using A = Accum<T>;
-  const Lanes<A> at_one = Lanes<A>::all(on), at_zero = Lanes<A>::all(off);
-  GroupSums<A> running = sums.begin();
-  each_group(count, [&](int64_t i, auto extent) {
-    const Lanes<A> values = z.at(at + i, extent), g = load(grad + at + i, extent);
-    const uint32_t open = open_bits<kGate>(values, bits + i / 8, extent);
-    put<kStream>(g * select(open, at_one, at_zero), dx + at + i, extent);
-    running.add(g * values, select(open, Lanes<A>::all(1), Lanes<A>::all(0)));
-  });
-  sums.end(running);
+void gradient_rows(RowOperands<T, kResidual> call, const T* grad, int64_t c, int64_t end, int64_t at,
+                   int64_t count, T* dx, LaneSums<Accum<T>>* sums) {
+  using Values = Lanes<Accum<T>>;
+  for (; c < end; ++c, at += call.inner) {
+    const Values at_one = Values::all(call.on[c]), at_zero = Values::all(call.off[c]);
+    uint8_t* const bits = call.bits + call.prototype[c] * call.bits_stride;
+    GroupSums<Accum<T>> running = sums[c].begin();
+    each_group(count, [&](int64_t i, auto extent) {
+      const Values values = call.z.at(at + i, extent), g = load(grad + at + i, extent);
+      const uint32_t open = open_bits<kGate>(values, bits + i / 8, extent);
+      put<kStream>(g * select(open, at_one, at_zero), dx + at + i, extent);
+      running.add(g * values, select(open, Values::all(1), Values::all(0)));
+    });
+    sums[c].end(running);
+  }
 }
 
 template <class T, bool kResidual, bool kStream>
@@ -41,10 +45,9 @@ void backward_rows(const BackwardArgs& args, const Channels<Accum<T>>& channels,
                  for (int64_t tile = tiles.first_in(block); tile < tiles.last_in(block); ++tile) {
                    const int64_t first = tiles.first_of(tile), count = tiles.length_at(first);
                    walk.tile(tiles.outer_of(tile), first, count, bits,
-                             [&](int64_t c, auto gate, int64_t at, uint8_t* row) {
-                               gradient_row<decltype(gate)::value, kStream>(walk.z, grad, at, count,
-                                                                            channels.on[c], channels.off[c],
-                                                                            row, dx, sums[c]);
+                             [&](auto gate, int64_t c, int64_t end_channel, int64_t at) {
+                               gradient_rows<decltype(gate)::value, kStream>(
+                                   walk.operands(bits), grad, c, end_channel, at, count, dx, sums.get());
                              });
                  }
                  partials.keep(block, sums.get());
@@ -54,79 +57,50 @@ void backward_rows(const BackwardArgs& args, const Channels<Accum<T>>& channels,
   partials.reduce(1, static_cast<A*>(args.dalpha), static_cast<A*>(args.dbeta), parallel_for);
 }
 
-// Groups of channels whose sums stay in registers while the pixels of a tile go by: as many as there are
-// registers for.
-constexpr int kGroupsAtOnce = kVectorBytes == 64 ? 4 : 1;
-
-template <bool kStream, class T, bool kResidual>
-struct PixelGradient {
-  using A = Accum<T>;
-
-  Input<T, kResidual> z;
-  const T* grad;
-  T* dx;
-  const Channels<A>& channels;
-
-  // Channels [c, c + kGroups * kLanes) of `count` pixels; with one group, perhaps a part of it.
-  template <int kGroups, class Extent>
-  void groups(const PixelGates<T, kResidual>& gates, int64_t first, int64_t count, int64_t c, Extent extent,
-              A* gated, A* total) const {
-    Lanes<A> at_one[kGroups], at_zero[kGroups];
-    GroupSums<A> running[kGroups];
-    for (int k = 0; k < kGroups; ++k) {
-      at_one[k] = load(channels.on.get() + c + k * kLanes, Whole{});
-      at_zero[k] = load(channels.off.get() + c + k * kLanes, Whole{});
-      running[k] = {load(gated + c + k * kLanes, Whole{}), load(total + c + k * kLanes, Whole{})};
+// As scale_pixels; a channel's sums are loaded and stored once for all of them.
+template <int kPixels, bool kStream, class T, bool kResidual>
+void gradient_pixels(Input<T, kResidual> z, const T* grad, PixelGroups groups, const uint8_t* bits,
+                     const Accum<T>* on, const Accum<T>* off, int64_t at, T* dx, Accum<T>* gated,
+                     Accum<T>* total) {
+  using Values = Lanes<Accum<T>>;
+  each_open_group<kPixels>(groups, z, bits, at, [&](int64_t c, auto extent, const OpenBits<kPixels>& open) {
+    const Values at_one = load(on + c, Whole{}), at_zero = load(off + c, Whole{});
+    GroupSums<Accum<T>> running{load(gated + c, Whole{}), load(total + c, Whole{})};
+    for (int k = 0; k < kPixels; ++k) {
+      const int64_t i = at + k * groups.width + c;
+      const Values values = z.at(i, extent), g = load(grad + i, extent);
+      put<kStream>(g * select(open.of[k], at_one, at_zero), dx + i, extent);
+      running.add(g * values, select(open.of[k], Values::all(1), Values::all(0)));
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const uint8_t* const bits = gates.of(i) + c / 8;
-      for (int k = 0; k < kGroups; ++k) {
-        const int64_t at = (first + i) * channels.count + c + k * kLanes;
-        const Lanes<A> values = z.at(at, extent), g = load(grad + at, extent);
-        const uint32_t open = load_bits(bits + k * kLanes / 8, Whole{});
-        put<kStream>(g * select(open, at_one[k], at_zero[k]), dx + at, extent);
-        running[k].add(g * values, select(open, Lanes<A>::all(1), Lanes<A>::all(0)));
-      }
-    }
-    for (int k = 0; k < kGroups; ++k) {
-      store(running[k].gated, gated + c + k * kLanes, Whole{});
-      store(running[k].total, total + c + k * kLanes, Whole{});
-    }
-  }
-
-  void tile(const PixelGates<T, kResidual>& gates, int64_t first, int64_t count, A* gated, A* total) const {
-    constexpr int64_t kStep = kGroupsAtOnce * kLanes;
-    const int64_t width = channels.count;
-    int64_t c = 0;
-    for (; c + kStep <= width; c += kStep)
-      groups<kGroupsAtOnce>(gates, first, count, c, Whole{}, gated, total);
-    each_group(width - c,
-               [&](int64_t i, auto extent) { groups<1>(gates, first, count, c + i, extent, gated, total); });
-  }
-};
+    store(running.gated, gated + c, Whole{});
+    store(running.total, total + c, Whole{});
+  });
+}
 
 template <class T, bool kResidual, bool kStream>
 void backward_pixels(const BackwardArgs& args, const Channels<Accum<T>>& channels, ParallelFor parallel_for) {
   using A = Accum<T>;
-  const PixelPlan plan(args, nullptr, channels);
-  const PixelGradient<kStream, T, kResidual> gradient{
-      {static_cast<const T*>(args.x), static_cast<const T*>(args.residual)},
-      static_cast<const T*>(args.grad),
-      static_cast<T*>(args.dx),
-      channels};
+  const PixelPlan plan(args, nullptr, channels, static_cast<int64_t>(sizeof(T)));
+  const PixelGroups groups(plan);
+  const Input<T, kResidual> z{static_cast<const T*>(args.x), static_cast<const T*>(args.residual)};
   const int64_t pixels = args.geometry.outer;
-  const int64_t per_block = divide_up(block_positions(pixels, channels.count), kPixelTile) * kPixelTile;
+  const int64_t per_block = divide_up(block_positions(pixels, channels.count), plan.tile) * plan.tile;
   const Partials<A> partials(divide_up(pixels, per_block), channels.count);
   for_ranges(parallel_for, divide_up(pixels, per_block), per_block * channels.count,
              [&](int64_t begin, int64_t end) {
-               PixelGates<T, kResidual> gates(plan, gradient.z, static_cast<const T*>(args.source));
+               PixelGates<T, kResidual> gates(plan, z, static_cast<const T*>(args.source));
                for (int64_t block = begin; block < end; ++block) {
                  partials.reset(block);
                  const int64_t last = smaller(pixels, (block + 1) * per_block);
-                 for (int64_t first = block * per_block; first < last; first += kPixelTile) {
-                   const int64_t count = smaller(kPixelTile, last - first);
-                   gates.compute(first, count);
-                   gradient.tile(gates, first, count, partials.gated(block), partials.total(block));
+                 for (int64_t first = block * per_block; first < last; first += plan.tile) {
+                   const int64_t tile_end = smaller(first + plan.tile, last);
+                   gates.compute(first, tile_end - first);
+                   each_pixels(first, tile_end, [&](auto count, int64_t pixel) {
+                     gradient_pixels<decltype(count)::value, kStream>(
+                         z, static_cast<const T*>(args.grad), groups, gates.of(pixel - first),
+                         channels.on.get(), channels.off.get(), pixel * channels.count,
+                         static_cast<T*>(args.dx), partials.gated(block), partials.total(block));
+                   });
                  }
                }
                if constexpr (kStream) end_streams();

@@ -7,16 +7,20 @@
 namespace deepshare::cpu {
 namespace {
 
+// Channels [c, end) at `count` positions, the first channel's at `at`. Arguments come by value: behind a
+// reference they would be read again after every store of a byte.
 template <Gate kGate, bool kStream, class T, bool kResidual>
-void scale_row(const Input<T, kResidual>& z, int64_t at, int64_t count, Accum<T> on, Accum<T> off,
-               uint8_t* bits, T* y) {
+void scale_rows(RowOperands<T, kResidual> call, int64_t c, int64_t end, int64_t at, int64_t count, T* y) {
   using Values = Lanes<Accum<T>>;
-  const Values at_one = Values::all(on), at_zero = Values::all(off);
-  each_group(count, [&](int64_t i, auto extent) {
-    const Values values = z.at(at + i, extent);
-    const uint32_t open = open_bits<kGate>(values, bits + i / 8, extent);
-    put<kStream>(values * select(open, at_one, at_zero), y + at + i, extent);
-  });
+  for (; c < end; ++c, at += call.inner) {
+    const Values at_one = Values::all(call.on[c]), at_zero = Values::all(call.off[c]);
+    uint8_t* const bits = call.bits + call.prototype[c] * call.bits_stride;
+    each_group(count, [&](int64_t i, auto extent) {
+      const Values values = call.z.at(at + i, extent);
+      const uint32_t open = open_bits<kGate>(values, bits + i / 8, extent);
+      put<kStream>(values * select(open, at_one, at_zero), y + at + i, extent);
+    });
+  }
 }
 
 template <class T, bool kResidual, bool kStream>
@@ -28,37 +32,43 @@ void forward_rows(const ForwardArgs& args, const Channels<Accum<T>>& channels, P
     RowBits bits = walk.bits();
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tiles.first_of(tile), count = tiles.length_at(first);
-      walk.tile(tiles.outer_of(tile), first, count, bits,
-                [&](int64_t c, auto gate, int64_t at, uint8_t* row) {
-                  scale_row<decltype(gate)::value, kStream>(walk.z, at, count, channels.on[c],
-                                                            channels.off[c], row, y);
-                });
+      walk.tile(tiles.outer_of(tile), first, count, bits, [&](auto gate, int64_t c, int64_t end, int64_t at) {
+        scale_rows<decltype(gate)::value, kStream>(walk.operands(bits), c, end, at, count, y);
+      });
     }
     if constexpr (kStream) end_streams();
   });
 }
 
+// Consecutive pixels, so that a channel's constants are loaded once for all of them.
+template <int kPixels, bool kStream, class T, bool kResidual>
+void scale_pixels(Input<T, kResidual> z, PixelGroups groups, const uint8_t* bits, const Accum<T>* on,
+                  const Accum<T>* off, int64_t at, T* y) {
+  each_open_group<kPixels>(groups, z, bits, at, [&](int64_t c, auto extent, const OpenBits<kPixels>& open) {
+    const auto at_one = load(on + c, Whole{}), at_zero = load(off + c, Whole{});
+    for (int k = 0; k < kPixels; ++k) {
+      const int64_t i = at + k * groups.width + c;
+      put<kStream>(z.at(i, extent) * select(open.of[k], at_one, at_zero), y + i, extent);
+    }
+  });
+}
+
 template <class T, bool kResidual, bool kStream>
 void forward_pixels(const ForwardArgs& args, const Channels<Accum<T>>& channels, ParallelFor parallel_for) {
-  const PixelPlan plan(args, args.emitted, channels);
+  const PixelPlan plan(args, args.emitted, channels, static_cast<int64_t>(sizeof(T)));
+  const PixelGroups groups(plan);
   const Input<T, kResidual> z{static_cast<const T*>(args.x), static_cast<const T*>(args.residual)};
-  T* const y = static_cast<T*>(args.y);
-  const int64_t width = channels.count;
-  const int64_t tiles = divide_up(args.geometry.outer, kPixelTile);
-  for_ranges(parallel_for, tiles, kPixelTile * width, [&](int64_t begin, int64_t end) {
+  const int64_t width = channels.count, tiles = divide_up(args.geometry.outer, plan.tile);
+  for_ranges(parallel_for, tiles, plan.tile * width, [&](int64_t begin, int64_t end) {
     PixelGates<T, kResidual> gates(plan, z, static_cast<const T*>(args.source));
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t first = tile * kPixelTile, last = smaller(first + kPixelTile, args.geometry.outer);
+      const int64_t first = tile * plan.tile, last = smaller(first + plan.tile, args.geometry.outer);
       gates.compute(first, last - first);
-      for (int64_t pixel = first; pixel < last; ++pixel) {
-        const uint8_t* const bits = gates.of(pixel - first);
-        each_group(width, [&](int64_t c, auto extent) {
-          const auto at_one = load(channels.on.get() + c, Whole{}),
-                     at_zero = load(channels.off.get() + c, Whole{});
-          const auto factor = select(load_bits(bits + c / 8, Whole{}), at_one, at_zero);
-          put<kStream>(z.at(pixel * width + c, extent) * factor, y + pixel * width + c, extent);
-        });
-      }
+      each_pixels(first, last, [&](auto count, int64_t pixel) {
+        scale_pixels<decltype(count)::value, kStream>(z, groups, gates.of(pixel - first), channels.on.get(),
+                                                      channels.off.get(), pixel * width,
+                                                      static_cast<T*>(args.y));
+      });
     }
     if constexpr (kStream) end_streams();
   });

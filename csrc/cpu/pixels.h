@@ -4,24 +4,26 @@
 #pragma once
 
 #include "operands.h"
+#include "transpose.h"
 
 namespace deepshare::cpu {
 namespace {
 
 constexpr int64_t kPixelTile = 64;
+// Bytes of x in a tile, where it may be shorter: what its first pass reads should still be in the first-level
+// cache for the second.
+constexpr int64_t kPixelTileBytes = 1024;
 
-// Bit b of word r and bit r of word b change places (Hacker's Delight, 7-3).
-inline void transpose_bits(uint64_t* words) {
-  uint64_t low = 0x00000000ffffffffu;
-  for (int distance = 32; distance > 0; distance /= 2, low ^= low << distance) {
-    for (int base = 0; base < 64; base += 2 * distance) {
-      for (int r = base; r < base + distance; ++r) {
-        const uint64_t changed = (words[r] >> distance ^ words[r + distance]) & low;
-        words[r] ^= changed << distance;
-        words[r + distance] ^= changed;
-      }
-    }
+// Pixels handled at once, so that what belongs to a channel is loaded once for all of them.
+constexpr int kPixelsAtOnce = 4;
+
+// body(1 or kPixelsAtOnce as a constant, pixel) for pixels [first, last).
+template <class Body>
+void each_pixels(int64_t first, int64_t last, const Body& body) {
+  for (; first + kPixelsAtOnce <= last; first += kPixelsAtOnce) {
+    body(std::integral_constant<int, kPixelsAtOnce>{}, first);
   }
+  for (; first < last; ++first) body(std::integral_constant<int, 1>{}, first);
 }
 
 // How prototypes' bits become channels' bits.
@@ -39,9 +41,15 @@ struct PixelPlan {
   uint8_t* emitted;
   int64_t sign_bytes, mask_bytes;  // of a pixel's strings, in whole words
   Spread spread;
+  int64_t tile;  // pixels
+  // 0, or: gates come from x itself, and a group's are those of the group this many channels before it. Then
+  // they need no strings.
+  int64_t own_period = 0;
+  int64_t whole_periods = 64;  // where P < 64: bits of the longest multiple of P in a word, and a word with
+  uint64_t every_period = 1;   // bits 0, P, 2 P, ...
 
   template <class Args, class A>
-  PixelPlan(const Args& args, uint8_t* emitted_, const Channels<A>& channels)
+  PixelPlan(const Args& args, uint8_t* emitted_, const Channels<A>& channels, int64_t element_bytes)
       : prototype(channels.prototype),
         width(channels.count),
         prototypes(channels.prototypes),
@@ -55,9 +63,22 @@ struct PixelPlan {
     const bool periodic = is_periodic();
     spread = !periodic ? Spread::kAny : prototypes == width ? Spread::kSame : Spread::kPeriodic;
     sign_bytes = spread == Spread::kAny ? divide_up(prototypes, 64) * 8 : mask_bytes;
+    const int64_t fits = larger(4, smaller(kPixelTile, kPixelTileBytes / (width * element_bytes)));
+    tile = spread == Spread::kAny ? kPixelTile : fits;
+    const bool own = args.source == nullptr && packed == nullptr && emitted == nullptr;
+    if (own && spread == Spread::kSame) own_period = whole_groups(width);
+    if (own && spread == Spread::kPeriodic) own_period = in_groups();
+    if (prototypes >= 64) return;
+    whole_periods = 64 / prototypes * prototypes;
+    for (int64_t bit = prototypes; bit < 64; bit += prototypes) every_period |= uint64_t{1} << bit;
   }
 
  private:
+  int64_t in_groups() const {
+    if (prototypes % kLanes == 0) return prototypes;
+    return kLanes % prototypes == 0 ? kLanes : 0;
+  }
+
   bool is_periodic() const {
     for (int64_t c = 0, p = 0; c < width; ++c, ++p) {
       if (p == prototypes) p = 0;
@@ -67,6 +88,50 @@ struct PixelPlan {
   }
 };
 
+// What the loop over a pixel's groups needs of a plan, by value.
+struct PixelGroups {
+  int64_t width, stride;  // of a pixel's values, and of its string
+  int64_t own_period;
+  uint32_t inside, spread;  // bits of a group's prototypes, and a factor that repeats them in it
+
+  explicit PixelGroups(const PixelPlan& plan)
+      : width(plan.width), stride(plan.mask_bytes), own_period(plan.own_period), inside(0xffff), spread(1) {
+    if (plan.prototypes >= kLanes || plan.spread == Spread::kSame) return;
+    inside = (1u << plan.prototypes) - 1;
+    for (int64_t bit = plan.prototypes; bit < kLanes; bit += plan.prototypes) spread |= 1u << bit;
+  }
+};
+
+// A group's gates in consecutive pixels.
+template <int kPixels>
+struct OpenBits {
+  uint32_t of[kPixels];
+};
+
+// body(c, extent, OpenBits) for each group of `kPixels` pixels, the first pixel at `at` and its string at
+// `bits`. Where gates come from x itself with a period in whole groups, no string is needed.
+template <int kPixels, class T, bool kResidual, class Body>
+inline void each_open_group(const PixelGroups& groups, const Input<T, kResidual>& z, const uint8_t* bits,
+                            int64_t at, const Body& body) {
+  const int64_t width = groups.width;
+  OpenBits<kPixels> open;
+  if (groups.own_period == 0) {
+    return each_group(width, [&](int64_t c, auto extent) {
+      for (int k = 0; k < kPixels; ++k) open.of[k] = load_bits(bits + k * groups.stride + c / 8, Whole{});
+      body(c, extent, open);
+    });
+  }
+  each_group(smaller(groups.own_period, width), [&](int64_t first, auto extent) {
+    for (int k = 0; k < kPixels; ++k) {
+      const uint32_t signs = non_negative(z.at(at + k * width + first, extent));
+      open.of[k] = (signs & groups.inside) * groups.spread;
+    }
+    int64_t c = first;
+    for (; c + kLanes <= width; c += groups.own_period) body(c, Whole{}, open);
+    if (c < width) body(c, Part{static_cast<int>(width - c)}, open);
+  });
+}
+
 // One thread's bits of the tile at hand.
 template <class T, bool kResidual>
 class PixelGates {
@@ -75,34 +140,33 @@ class PixelGates {
       : plan_(plan),
         z_(z),
         source_(source),
-        signs_(kPixelTile * plan.sign_bytes + 8),
+        signs_(plan.tile * plan.sign_bytes + 8),
         masks_(plan.spread == Spread::kAny ? kPixelTile * plan.mask_bytes : 0),
         words_(plan.spread == Spread::kAny ? plan.sign_bytes * 8 : 0) {}
 
   // For pixels [first, first + count).
   void compute(int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      uint8_t* const bits = signs_.get() + i * plan_.sign_bytes;
-      if (plan_.packed != nullptr) {
-        unpack(first + i, bits);
-      } else if (source_ != nullptr) {
-        signs(Input<T, false>{source_, nullptr}, (first + i) * plan_.source_width, bits);
-      } else {
-        signs(z_, (first + i) * plan_.width, bits);
-      }
-      if (plan_.emitted != nullptr) pack(first + i, bits);
+    if (plan_.own_period > 0) return;
+    if (plan_.packed != nullptr) {
+      for (int64_t i = 0; i < count; ++i) unpack(first + i, string(i));
+    } else if (source_ != nullptr) {
+      signs(Input<T, false>{source_, nullptr}, plan_.source_width, first, count);
+    } else {
+      signs(z_, plan_.width, first, count);
     }
-    if (plan_.spread == Spread::kPeriodic) {
-      for (int64_t i = 0; i < count; ++i) repeat(signs_.get() + i * plan_.sign_bytes);
+    if (plan_.emitted != nullptr) {
+      for (int64_t i = 0; i < count; ++i) pack(first + i, string(i));
     }
-    if (plan_.spread == Spread::kAny) gather();
+    if (plan_.spread == Spread::kAny) return gather();
+    if (plan_.spread == Spread::kSame) return;
+    for (int64_t i = 0; i < count; ++i) repeat(reinterpret_cast<uint64_t*>(string(i)));
   }
 
   // The string of a pixel of the tile: bit c is channel c's gate.
   const uint8_t* of(int64_t i) const {
-    return plan_.spread == Spread::kAny ? masks_.get() + i * plan_.mask_bytes
-                                        : signs_.get() + i * plan_.sign_bytes;
+    return (plan_.spread == Spread::kAny ? masks_.get() : signs_.get()) + i * stride();
   }
+  int64_t stride() const { return plan_.mask_bytes; }  // from pixel to pixel
 
  private:
   const PixelPlan& plan_;
@@ -111,12 +175,24 @@ class PixelGates {
   Buffer<uint8_t> signs_, masks_;
   Buffer<uint64_t> words_;  // of each prototype, bit i is its gate at pixel i
 
+  uint8_t* string(int64_t i) const { return signs_.get() + i * plan_.sign_bytes; }
+
+  // In whole words, that later loads may be served from the store buffer: a load of a word from several
+  // narrower stores waits until all stores before it have left for the cache.
   template <class Leader>
-  void signs(const Leader& leader, int64_t at, uint8_t* bits) const {
-    each_group(plan_.prototypes, [&](int64_t p, auto extent) {
-      const uint32_t inside = (1u << extent.count) - 1;
-      store_bits(non_negative(leader.at(at + p, extent)) & inside, bits + p / 8, Whole{});
-    });
+  void signs(Leader leader, int64_t width, int64_t first, int64_t count) const {
+    const int64_t prototypes = plan_.prototypes, stride = plan_.sign_bytes;
+    uint8_t* bits = signs_.get();
+    for (int64_t at = first * width; at < (first + count) * width; at += width, bits += stride) {
+      for (int64_t p = 0; p < prototypes; p += 64) {
+        uint64_t word = 0;
+        each_group(smaller(64, prototypes - p), [&](int64_t i, auto extent) {
+          const uint32_t inside = (1u << extent.count) - 1;
+          word |= uint64_t{non_negative(leader.at(at + p + i, extent)) & inside} << i;
+        });
+        std::memcpy(bits + p / 8, &word, sizeof word);
+      }
+    }
   }
 
   // From a pixel's packed gates: the string itself, or with short rows, a row of whole bytes per prototype.
@@ -154,8 +230,7 @@ class PixelGates {
   }
 
   // Continues a string of P bits with period P.
-  void repeat(uint8_t* string) const {
-    uint64_t* const words = reinterpret_cast<uint64_t*>(string);
+  void repeat(uint64_t* words) const {
     const int64_t period = plan_.prototypes, count = plan_.mask_bytes / 8;
     if (period < 64) return repeat_short(words, count);
     const int64_t whole = period / 64, bits = period % 64;
@@ -169,14 +244,12 @@ class PixelGates {
   }
 
   void repeat_short(uint64_t* words, int64_t count) const {
-    const int64_t period = plan_.prototypes;
-    uint64_t pattern = words[0] & ((uint64_t{1} << period) - 1);
-    int64_t filled = period;
-    for (; filled < 64; filled *= 2) pattern |= pattern << filled;
-    const int64_t whole = 64 / period * period;  // the longest multiple of the period in a word
+    const int64_t period = plan_.prototypes, whole = plan_.whole_periods, step = 64 - whole;
+    const uint64_t pattern = (words[0] & ((uint64_t{1} << period) - 1)) * plan_.every_period;
     for (int64_t w = 0, shift = 0; w < count; ++w) {
       words[w] = shift == 0 ? pattern : pattern >> shift | pattern << (whole - shift);
-      shift = (shift + 64) % period;
+      shift += step;
+      if (shift >= period) shift -= period;
     }
   }
 

@@ -14,12 +14,13 @@ namespace {
 constexpr int64_t kTileBits = 64 * 1024 * 8;
 constexpr int64_t kShortestPiece = 1024;
 constexpr int64_t kLongestPiece = 16384;
+constexpr int64_t kTiles = 8;  // there should be, for as many threads
 
-// Positions of a tile: whole groups that begin at whole bytes and whole cache lines.
+// Positions of a tile: rows as they are, so that the walk is linear, unless they are too long or too few.
 inline int64_t row_piece(const Geometry& geometry, int64_t prototypes) {
   const int64_t fits = smaller(kLongestPiece, larger(kShortestPiece, kTileBits / prototypes / 64 * 64));
-  const int64_t even = divide_up(divide_up(geometry.outer * geometry.inner, 16), 64) * 64;
-  return smaller(fits, larger(even, kShortestPiece / 4));
+  const int64_t even = divide_up(divide_up(geometry.outer * geometry.inner, kTiles), 64) * 64;
+  return smaller(fits, larger(even, kShortestPiece));
 }
 
 // Where a channel's gates come from.
@@ -52,7 +53,7 @@ class RowPlan {
   int64_t prototypes() const { return prototypes_; }
   bool before(int64_t p) const { return when_[p] == When::kBefore; }
   Gate gate(int64_t c, int64_t p) const {
-    if (!own_ || p != c) return Gate::kBits;
+    if (!own_ || p != c || when_[c] == When::kBefore) return Gate::kBits;
     return when_[c] == When::kWithChannel ? Gate::kKept : Gate::kOwn;
   }
 
@@ -77,6 +78,7 @@ class RowBits {
     if (packed_ != nullptr) tile_ = packed_ + outer * rows_ * stride_ + first / 8;
   }
   uint8_t* row(int64_t p) const { return tile_ + p * stride_; }
+  int64_t stride() const { return stride_; }
 
  private:
   uint8_t* packed_;
@@ -87,7 +89,7 @@ class RowBits {
 
 // The gates of a row as bits.
 template <bool kResidual, class T>
-void sign_row(const Input<T, kResidual>& z, int64_t at, int64_t count, uint8_t* bits) {
+void sign_row(Input<T, kResidual> z, int64_t at, int64_t count, uint8_t* bits) {
   each_group(count, [&](int64_t i, auto extent) {
     store_bits(non_negative(z.at(at + i, extent)), bits + i / 8, extent);
   });
@@ -101,6 +103,17 @@ uint32_t open_bits(const Lanes<A>& values, uint8_t* bits, Extent extent) {
   if constexpr (kGate == Gate::kKept) store_bits(open, bits, extent);
   return open;
 }
+
+// What the rows of a run are computed from.
+template <class T, bool kResidual>
+struct RowOperands {
+  Input<T, kResidual> z;
+  const int32_t* prototype;
+  const Accum<T>*on, *off;
+  int64_t inner;
+  uint8_t* bits;
+  int64_t bits_stride;
+};
 
 // The hard rows of a call, forward or backward: walks the tiles, and channels within them.
 template <class T, bool kResidual>
@@ -131,26 +144,33 @@ struct RowWalk {
     return RowBits(rows, geometry.prototypes, plan.prototypes(), geometry.inner, piece);
   }
 
-  // row(c, Gate as a constant, at, bits) for each channel of a tile, `at` the row's first element.
-  template <class Row>
-  void tile(int64_t outer, int64_t first, int64_t count, RowBits& bits, const Row& row) const {
+  RowOperands<T, kResidual> operands(const RowBits& bits) const {
+    return {z,           channels.prototype, channels.on.get(), channels.off.get(), geometry.inner,
+            bits.row(0), bits.stride()};
+  }
+
+  // rows(Gate as a constant, c, end, at, bits) for runs of channels [c, end) of a tile, `at` their first
+  // element.
+  template <class Rows>
+  void tile(int64_t outer, int64_t first, int64_t count, RowBits& bits, const Rows& rows) const {
     bits.move_to(outer, first);
     for (int64_t p = 0; p < plan.prototypes(); ++p) {
       if (plan.before(p)) compute(outer, p, first, count, bits.row(p));
     }
-    int64_t at = outer * channels.count * geometry.inner + first;
-    for (int64_t c = 0; c < channels.count; ++c, at += geometry.inner) {
-      const int64_t p = channels.prototype[c];
-      uint8_t* const gates = bits.row(p);
-      switch (plan.gate(c, p)) {
+    for (int64_t c = 0, end = 0; c < channels.count; c = end) {
+      const Gate gate = plan.gate(c, channels.prototype[c]);
+      for (end = c + 1; end < channels.count && plan.gate(end, channels.prototype[end]) == gate; ++end) {
+      }
+      const int64_t at = (outer * channels.count + c) * geometry.inner + first;
+      switch (gate) {
         case Gate::kOwn:
-          row(c, std::integral_constant<Gate, Gate::kOwn>{}, at, gates);
+          rows(std::integral_constant<Gate, Gate::kOwn>{}, c, end, at);
           break;
         case Gate::kKept:
-          row(c, std::integral_constant<Gate, Gate::kKept>{}, at, gates);
+          rows(std::integral_constant<Gate, Gate::kKept>{}, c, end, at);
           break;
         case Gate::kBits:
-          row(c, std::integral_constant<Gate, Gate::kBits>{}, at, gates);
+          rows(std::integral_constant<Gate, Gate::kBits>{}, c, end, at);
           break;
       }
     }
