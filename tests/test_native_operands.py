@@ -154,6 +154,25 @@ def test_a_residual_of_a_soft_call_is_added_first(dtype: torch.dtype, order, wit
 
 
 @NATIVE
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("shape", "prototypes"), [((9, 64, 40, 40), 16), ((3, 5, 70, 300), 2), ((6000, 24, 1, 1), 7)])
+def test_bits_do_not_depend_on_the_number_of_threads(shape, prototypes: int, kind: str):
+    before, results = torch.get_num_threads(), []
+    for order in (ORDERS["contiguous"], ORDERS["channels_last"]):
+        grad, given, channel_map, alpha, beta = operands(shape, prototypes, torch.float32, order, kind, True, seed=3)
+        given[0].normal_(generator=torch.Generator().manual_seed(5))  # sums of which the order shows
+        rest = (grad, channel_map, alpha, beta)
+        try:
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                results.append(hard(given, *rest, ops=(OPS.shared_relu_native, OPS.shared_relu_backward_native)))
+        finally:
+            torch.set_num_threads(before)
+        for other in results[-2:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[-3], other, strict=True))
+
+
+@NATIVE
 def test_emitted_bits_beyond_a_run_are_zero():
     for shape, order in (((2, 5, 3, 7), (0, 1, 2, 3)), ((2, 5, 3, 7), (0, 2, 3, 1)), ((2, 5, 1, 5), (0, 1, 2, 3))):
         x = stored(torch.ones(shape), order)
