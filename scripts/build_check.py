@@ -1,4 +1,5 @@
-"""What a compiled kernel must fulfil: no spills, no stack frame, 16-byte accesses where it is a 16-byte path."""
+"""What a compiled kernel must fulfil: no spills, no stack frame, 16-byte accesses where it is a 16-byte path, and all
+loads of a thread in flight before its first store where the source is written so."""
 
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ class Built:
     architecture: int
     kernel: Kernel
     wide: bool  # must load and store 16 bytes at a time
+    grouped: bool = False  # must make all its 16-byte loads before its first 16-byte store
 
     def violations(self) -> list[str]:
         """What is wrong with it; empty if nothing is."""
@@ -27,6 +29,10 @@ class Built:
             found.append("no 16-byte load")
         if self.wide and not self.kernel.wide_stores:
             found.append("no 16-byte store")
+        if self.grouped and self.kernel.late_loads:
+            found.append(
+                f"{self.kernel.late_loads} 16-byte loads behind the first store, where all should be in flight"
+            )
         return found
 
 

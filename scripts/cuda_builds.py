@@ -16,6 +16,8 @@ SOURCES = ROOT / "kernels" / "cuda"
 FLAGS = ("-std=c++17", "-O3", "-cubin")
 # `name<type, V, ...>`: V elements per access, of which V > 1 is the 16-byte path of that type.
 _VECTOR = re.compile(r"^\w+<[^,<>]+, (\d+)")
+# Kernels with one path from loads to stores; in forward_rows<.., 3> packing reads again what it stores.
+_GROUPED = re.compile(r"^(?:forward_rows<.*, [012]>|(?:hard_rows|masked_forward|masked_backward|share)<)")
 
 
 def nvcc() -> str | None:
@@ -43,7 +45,7 @@ def _kernels(source: Path, architecture: int, cache: Path) -> list[Built]:
     found = sass.kernels(_cubin(source, architecture, cache))
     names = sass.demangle([kernel.symbol for kernel in found])
     return [
-        Built("cuda", *_split(name), architecture, kernel, _is_wide(name))
+        Built("cuda", *_split(name), architecture, kernel, _is_wide(name), bool(_GROUPED.match(name)))
         for name, kernel in zip(names, found, strict=True)
     ]
 

@@ -24,6 +24,7 @@ class Kernel:
     spills: int  # accesses to local memory
     wide_loads: int  # 16-byte global loads
     wide_stores: int
+    late_loads: int  # 16-byte global loads behind the first 16-byte store
 
 
 @cache
@@ -76,6 +77,8 @@ def kernels(cubin: Path) -> list[Kernel]:
     return [Kernel(symbol, *usage[symbol], *_accesses(code[symbol])) for symbol in usage]
 
 
-def _accesses(code: str) -> tuple[int, int, int]:
-    """(to local memory, 16-byte global loads, 16-byte global stores)."""
-    return len(_SPILL.findall(code)), len(_WIDE_LOAD.findall(code)), len(_WIDE_STORE.findall(code))
+def _accesses(code: str) -> tuple[int, int, int, int]:
+    """(to local memory, 16-byte global loads, 16-byte global stores, such loads behind the first such store)."""
+    loads, stores = ([match.start() for match in pattern.finditer(code)] for pattern in (_WIDE_LOAD, _WIDE_STORE))
+    late = sum(at > stores[0] for at in loads) if stores else 0
+    return len(_SPILL.findall(code)), len(loads), len(stores), late

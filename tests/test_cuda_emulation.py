@@ -207,11 +207,25 @@ def check_masked(grad: Tensor, x: Tensor, mask: Tensor, offset: bool) -> None:
     assert ((dmask.double() - expected_dmask.double()).abs() <= bound).all()
 
 
+# Odd samples: a vector of two elements reaches from one sample, or pixel, into the next.
+ODD_SAMPLES = [(2, 5), (4, 3, 7), (2, 5, 3, 3), (6, 1, 1)]
+
+
 @pytest.mark.parametrize("number", range(40))
 def test_shares_wrap_around(number: int):
-    draw, case = torch.Generator().manual_seed(number), random_case(number, 2000)
-    order = memory_order(dense(inputs(case).x))
-    prototypes, channels = case.prototypes, case.shape[1]
+    case = random_case(number, 2000)
+    check_share(number, case.shape, case.prototypes, memory_order(dense(inputs(case).x)))
+
+
+@pytest.mark.parametrize("shape", ODD_SAMPLES)
+def test_shares_of_odd_samples(shape):
+    channels_last = [0, *range(2, len(shape)), 1]
+    for number in range(4):
+        check_share(number, shape, (shape[1] + 1) // 2, channels_last if number > 1 else list(range(len(shape))))
+
+
+def check_share(number: int, shape: tuple[int, ...], prototypes: int, order: list[int]) -> None:
+    draw, channels = torch.Generator().manual_seed(number), shape[1]
 
     def words(*shape: int) -> Tensor:
         return torch.randint(-(2**63), 2**63 - 1, shape, generator=draw, dtype=torch.int64)
@@ -219,13 +233,13 @@ def test_shares_wrap_around(number: int):
     def stored(values: Tensor) -> Tensor:
         return torch.empty_permuted(values.shape, order, dtype=values.dtype).copy_(values)
 
-    opened, offset, toggle = (stored(words(*case.shape)) for _ in range(3))
+    opened, offset, toggle = (stored(words(*shape)) for _ in range(3))
     scaled = number % 2 == 1
-    flip_shape = list(case.shape)
+    flip_shape = list(shape)
     flip_shape[1] = prototypes + number % 3 if scaled else channels
     flip = stored(words(*flip_shape))
     alpha, beta, scale = words(channels), words(channels), words(channels) if scaled else None
-    gates = packing.pack_bits(torch.rand(case.shape[0], prototypes, *case.shape[2:], generator=draw) < 0.5, opened)
+    gates = packing.pack_bits(torch.rand(shape[0], prototypes, *shape[2:], generator=draw) < 0.5, opened)
     pi = torch.randint(0, prototypes, (channels,), generator=draw).to(torch.int32)
     for party in (0, 1):
         operands = (opened, gates, pi, alpha, beta, flip, scale, offset, toggle, number % 64, party)

@@ -62,3 +62,26 @@ def test_a_planted_kernel_violates_every_rule(tmp_path: Path, monkeypatch: pytes
     wrong = " ".join(built.violations())
     for part in ("spills", "stack frame", "no 16-byte load", "no 16-byte store"):
         assert part in wrong
+
+
+# The bounds check lets the compiler move the second load behind the first store.
+PLANTED_LATE = """
+template <class T, int V>
+__global__ void hard_rows(const float4* x, float4* y, int n) {
+  const float4 first = __ldg(x + threadIdx.x), second = __ldg(x + threadIdx.x + 256);
+  y[threadIdx.x] = first;
+  if (n > 256) y[threadIdx.x + 256] = second;
+}
+template __global__ void hard_rows<float, 4>(const float4*, float4*, int);
+"""
+
+
+@NO_NVCC
+@NO_TRITON
+def test_a_load_behind_the_first_store_is_a_violation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import cuda_builds
+
+    (tmp_path / "late.cu").write_text(PLANTED_LATE)
+    (built,) = cuda_builds.build([90], tmp_path / "cache", folder=tmp_path)
+    assert "1 16-byte loads behind the first store" in " ".join(built.violations())

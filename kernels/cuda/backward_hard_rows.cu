@@ -9,8 +9,7 @@ namespace {
 
 constexpr int kWarps = kThreads / 32;
 
-template <class T>
-constexpr int kBlocks = sizeof(T) == 8 ? 3 : kMinBlocks;
+constexpr int kBlocks = 3;  // two vectors of up to five tensors, and sums: up to 80 registers
 
 template <class T>
 struct HardRows {
@@ -69,7 +68,7 @@ __device__ void write_sums(const Sums<W>& sums, int64_t at, W alpha, W beta) {
 
 // Block (chunk, c).
 template <class T, int V, Gate kGate>
-__global__ __launch_bounds__(kThreads, kBlocks<T>) void hard_rows(const HardRows<T> a) {
+__global__ __launch_bounds__(kThreads, kBlocks) void hard_rows(const HardRows<T> a) {
   using W = Wide<T>;
   const Geometry& g = a.of.geometry;
   const int64_t chunk = blockIdx.x / static_cast<unsigned>(g.channels);

@@ -95,36 +95,40 @@ __device__ void walk_member(const SoftRows<T>& a, const Lane<T, V>& lane,
                             int64_t chunk, Wide<T> (&ds)[kSoftUnit<T>]) {
   using W = Wide<T>;
   constexpr int kVectors = Lane<T, V>::kVectors;
+  constexpr int kGroup = kVectors < 4 ? kVectors : 4;  // in flight together; 8 would spill
   const Operands<T>& o = a.of;
   const W alpha = __ldg(o.alpha + c);
   const W beta = __ldg(o.beta + c);
-  Pack<T, V> grads[kVectors];
-  Terms<T, V> terms[kVectors];
-#pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const int64_t at = lane.at[j] + c * o.geometry.inner;
-    grads[j] = load_if<V>(lane.at[j] >= 0, a.grad + at);
-    terms[j] = load_terms<V>(o.x, o.residual, at, lane.at[j] >= 0);
-  }
   W sum_alpha = 0;
   W sum_beta = 0;
 #pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const Pack<T, V> z = sum_of(terms[j], o.residual != nullptr);
-    W out[V];
+  for (int first = 0; first < kVectors; first += kGroup) {
+    Pack<T, V> grads[kGroup];
+    Terms<T, V> terms[kGroup];
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      const int u = j * V + k;
-      const W grad = widen(grads[j].lane[k]);
-      const W gz = grad * widen(z.lane[k]);
-      const W gate = gates.at(u, is_soft);
-      out[k] = multiply(grad, slope_of(alpha, gate, beta));
-      if (is_soft) ds[u] += gz * (alpha * gates.slope[u]);
-      sum_alpha += gz * gate;
-      sum_beta += gz;
+    for (int j = 0; j < kGroup; ++j) {
+      const int64_t at = lane.at[first + j] + c * o.geometry.inner;
+      grads[j] = load_if<V>(lane.at[first + j] >= 0, a.grad + at);
+      terms[j] = load_terms<V>(o.x, o.residual, at, lane.at[first + j] >= 0);
     }
-    const bool stored = a.dsource != nullptr || c >= o.geometry.prototypes;
-    store_if(stored && lane.at[j] >= 0, a.dx + lane.at[j] + c * o.geometry.inner, narrow_all<T>(out));
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {  // out of range grad and z are 0, and add nothing
+      const Pack<T, V> z = sum_of(terms[j], o.residual != nullptr);
+      W out[V];
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const int u = (first + j) * V + k;
+        const W grad = widen(grads[j].lane[k]);
+        const W gz = grad * widen(z.lane[k]);
+        const W gate = gates.at(u, is_soft);
+        out[k] = multiply(grad, slope_of(alpha, gate, beta));
+        if (is_soft) ds[u] += gz * (alpha * gates.slope[u]);
+        sum_alpha += gz * gate;
+        sum_beta += gz;
+      }
+      const bool stored = lane.at[first + j] >= 0 && (a.dsource != nullptr || c >= o.geometry.prototypes);
+      store_if(stored, a.dx + lane.at[first + j] + c * o.geometry.inner, narrow_all<T>(out));
+    }
   }
   sum_alpha = warp_sum(sum_alpha, 32);
   sum_beta = warp_sum(sum_beta, 32);
@@ -167,7 +171,7 @@ __device__ void write_source_gradient(const SoftRows<T>& a, const Lane<T, V>& la
 }
 
 template <class T, int V>
-__global__ __launch_bounds__(32 * kManyWarps) void soft_rows(const SoftRows<T> a) {
+__global__ __launch_bounds__(32 * kManyWarps, 1) void soft_rows(const SoftRows<T> a) {
   using W = Wide<T>;
   constexpr int kUnit = kSoftUnit<T>;
   DEEPSHARE_DYNAMIC_SHARED(shared);

@@ -54,6 +54,7 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void masked_forward(const Mas
   if (first >= a.shape.columns) return;
   const auto below = below_of<T, V>(a, first);
   const int64_t last = min(a.batch, (chunk + 1) * a.shape.rows);
+#pragma unroll 1
   for (int64_t row = chunk * a.shape.rows + threadIdx.y; row < last; row += blockDim.y * kUnroll) {
     Pack<T, V> xs[kUnroll];
 #pragma unroll
@@ -78,6 +79,7 @@ template <class T, int V>
 __device__ void walk(const Masked<T>& a, const Below<Wide<T>, V>& below, int64_t first_row, int64_t last,
                      Wide<T> (&sums)[V]) {
   using W = Wide<T>;
+#pragma unroll 1
   for (int64_t row = first_row; row < last; row += blockDim.y * kUnroll) {
     Pack<T, V> xs[kUnroll], grads[kUnroll];
 #pragma unroll

@@ -1,6 +1,7 @@
 // Guarded accesses to global memory in PTX: predicates instead of branches. Behind a branch (a bounds check,
 // an absent operand) ptxas moves a thread's loads to their use, and one is in flight where there should be
-// several.
+// several. It does so with loads of the read-only path even without a branch; these ordinary ones it must
+// leave before the stores.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,12 +12,12 @@ namespace deepshare::cuda {
 
 #if defined(__CUDACC__)
 
-// Read-only path; zero where not valid.
+// Zero where not valid.
 __device__ inline uint4 load_word(bool valid, const uint4* from) {
   uint4 word;
   asm volatile(
       "{ .reg .pred p; setp.ne.u32 p, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;"
-      " @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      " @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
       : "=&r"(word.x), "=&r"(word.y), "=&r"(word.z), "=&r"(word.w)
       : "l"(from), "r"(unsigned(valid)));
   return word;
@@ -25,28 +26,28 @@ __device__ inline uint2 load_word(bool valid, const uint2* from) {
   uint2 word;
   asm volatile(
       "{ .reg .pred p; setp.ne.u32 p, %3, 0; mov.u32 %0, 0; mov.u32 %1, 0;"
-      " @p ld.global.nc.v2.u32 {%0, %1}, [%2]; }"
+      " @p ld.global.v2.u32 {%0, %1}, [%2]; }"
       : "=&r"(word.x), "=&r"(word.y)
       : "l"(from), "r"(unsigned(valid)));
   return word;
 }
 __device__ inline unsigned load_word(bool valid, const unsigned* from) {
   unsigned word;
-  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1]; }"
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.u32 %0, [%1]; }"
                : "=&r"(word)
                : "l"(from), "r"(unsigned(valid)));
   return word;
 }
 __device__ inline unsigned short load_word(bool valid, const unsigned short* from) {
   unsigned short word;
-  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u16 %0, 0; @p ld.global.nc.u16 %0, [%1]; }"
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u16 %0, 0; @p ld.global.u16 %0, [%1]; }"
                : "=&h"(word)
                : "l"(from), "r"(unsigned(valid)));
   return word;
 }
 __device__ inline unsigned load_byte(bool valid, const uint8_t* from) {
   unsigned byte;
-  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u8 %0, [%1]; }"
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.u8 %0, [%1]; }"
                : "=&r"(byte)
                : "l"(from), "r"(unsigned(valid)));
   return byte;
