@@ -95,12 +95,13 @@ void backward_pixels(const BackwardArgs& args, const Channels<Accum<T>>& channel
                  for (int64_t first = block * per_block; first < last; first += plan.tile) {
                    const int64_t tile_end = smaller(first + plan.tile, last);
                    gates.compute(first, tile_end - first);
-                   each_pixels(first, tile_end, [&](auto count, int64_t pixel) {
-                     gradient_pixels<decltype(count)::value, kStream>(
-                         z, static_cast<const T*>(args.grad), groups, gates.of(pixel - first),
-                         channels.on.get(), channels.off.get(), pixel * channels.count,
-                         static_cast<T*>(args.dx), partials.gated(block), partials.total(block));
-                   });
+                   each_pixels(first, tile_end, channels.count * static_cast<int64_t>(sizeof(T)),
+                               [&](auto count, int64_t pixel) {
+                                 gradient_pixels<decltype(count)::value, kStream>(
+                                     z, static_cast<const T*>(args.grad), groups, gates.of(pixel - first),
+                                     channels.on.get(), channels.off.get(), pixel * channels.count,
+                                     static_cast<T*>(args.dx), partials.gated(block), partials.total(block));
+                               });
                  }
                }
                if constexpr (kStream) end_streams();

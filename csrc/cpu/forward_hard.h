@@ -64,7 +64,7 @@ void forward_pixels(const ForwardArgs& args, const Channels<Accum<T>>& channels,
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * plan.tile, last = smaller(first + plan.tile, args.geometry.outer);
       gates.compute(first, last - first);
-      each_pixels(first, last, [&](auto count, int64_t pixel) {
+      each_pixels(first, last, width * static_cast<int64_t>(sizeof(T)), [&](auto count, int64_t pixel) {
         scale_pixels<decltype(count)::value, kStream>(z, groups, gates.of(pixel - first), channels.on.get(),
                                                       channels.off.get(), pixel * width,
                                                       static_cast<T*>(args.y));

@@ -16,11 +16,16 @@ constexpr int64_t kPixelTileBytes = 1024;
 
 // Pixels handled at once, so that what belongs to a channel is loaded once for all of them.
 constexpr int kPixelsAtOnce = 4;
+// Groups of prototypes whose gates, where they come from x itself, are kept beside the loop over channels.
+constexpr int kOwnGroups = 32;
 
-// body(1 or kPixelsAtOnce as a constant, pixel) for pixels [first, last).
+// Only narrow ones: pixels apart are as many streams to prefetch, and at 4 KiB they share a cache set.
+constexpr int64_t kNarrowPixel = 512;
+
+// body(1 or kPixelsAtOnce as a constant, pixel) for pixels [first, last) of this many bytes.
 template <class Body>
-void each_pixels(int64_t first, int64_t last, const Body& body) {
-  for (; first + kPixelsAtOnce <= last; first += kPixelsAtOnce) {
+void each_pixels(int64_t first, int64_t last, int64_t bytes, const Body& body) {
+  for (; bytes <= kNarrowPixel && first + kPixelsAtOnce <= last; first += kPixelsAtOnce) {
     body(std::integral_constant<int, kPixelsAtOnce>{}, first);
   }
   for (; first < last; ++first) body(std::integral_constant<int, 1>{}, first);
@@ -75,7 +80,7 @@ struct PixelPlan {
 
  private:
   int64_t in_groups() const {
-    if (prototypes % kLanes == 0) return prototypes;
+    if (prototypes % kLanes == 0) return prototypes <= kOwnGroups * kLanes ? prototypes : 0;
     return kLanes % prototypes == 0 ? kLanes : 0;
   }
 
@@ -121,15 +126,30 @@ inline void each_open_group(const PixelGroups& groups, const Input<T, kResidual>
       body(c, extent, open);
     });
   }
-  each_group(smaller(groups.own_period, width), [&](int64_t first, auto extent) {
+  const auto own = [&](int64_t c, auto extent) {
     for (int k = 0; k < kPixels; ++k) {
-      const uint32_t signs = non_negative(z.at(at + k * width + first, extent));
+      const uint32_t signs = non_negative(z.at(at + k * width + c, extent));
       open.of[k] = (signs & groups.inside) * groups.spread;
     }
-    int64_t c = first;
-    for (; c + kLanes <= width; c += groups.own_period) body(c, Whole{}, open);
-    if (c < width) body(c, Part{static_cast<int>(width - c)}, open);
+  };
+  if (groups.own_period == kLanes && width >= kLanes) {
+    own(0, Whole{});
+    return each_group(width, [&](int64_t c, auto extent) { body(c, extent, open); });
+  }
+  // In the order of memory, which the processor's prefetchers follow: a walk by prototypes took up to twice
+  // as long.
+  OpenBits<kPixels> kept[kOwnGroups];
+  each_group(smaller(groups.own_period, width), [&](int64_t c, auto extent) {
+    own(c, extent);
+    if (groups.own_period < width) kept[c / kLanes] = open;
+    body(c, extent, open);
   });
+  int64_t group = 0, c = groups.own_period;
+  for (; c + kLanes <= width; c += kLanes) {
+    body(c, Whole{}, kept[group]);
+    group = (group + 1) * kLanes == groups.own_period ? 0 : group + 1;
+  }
+  if (c < width) body(c, Part{static_cast<int>(width - c)}, kept[group]);
 }
 
 // One thread's bits of the tile at hand.
