@@ -34,6 +34,9 @@ struct Kernels {
   void (*share)(const ShareArgs& args, ParallelFor parallel_for);
 };
 
+// Bytes of the last-level cache that one core can fill.
+int64_t last_level_cache();
+
 // The widest build that this processor can run, or the one that DEEPSHARE_CPU_ISA names; throws
 // std::invalid_argument if it cannot.
 const Kernels& best_kernels();

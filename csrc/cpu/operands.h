@@ -1,8 +1,6 @@
 // What a hard call reads: z, and gates as bits.
 #pragma once
 
-#include <unistd.h>
-
 #include <type_traits>
 
 #include "plan.h"
@@ -58,17 +56,9 @@ inline void store_bits(uint32_t bits, uint8_t* to, Part part) {
   *to = static_cast<uint8_t>(inside);
 }
 
-// Outputs beyond this are written past the caches: they would be gone before anyone reads them, and a store
-// through the cache reads the line first.
-inline int64_t last_level_cache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (bytes > 0) return bytes;
-#endif
-  return int64_t{32} << 20;
-}
-
-// Whether to stream an output of rows of this many elements: it is large, and every row is whole cache lines.
+// Whether to write an output of rows of this many elements past the caches: it does not fit them, so that it
+// would be gone before anyone reads it, and a store through the cache reads the line first; and every row is
+// whole cache lines.
 template <class T>
 bool streams(const T* output, int64_t rows, int64_t row) {
   const int64_t bytes = row * static_cast<int64_t>(sizeof(T)), line = static_cast<int64_t>(kAlignment);
