@@ -63,13 +63,19 @@ void gradient_pixels(Input<T, kResidual> z, const T* grad, PixelGroups groups, c
                      const Accum<T>* on, const Accum<T>* off, int64_t at, T* dx, Accum<T>* gated,
                      Accum<T>* total) {
   using Values = Lanes<Accum<T>>;
-  each_open_group<kPixels>(groups, z, bits, at, [&](int64_t c, auto extent, const OpenBits<kPixels>& open) {
+  const PixelRows<kPixels, T, kResidual> rows(z, at, groups.width);
+  const T* from[kPixels];
+  T* to[kPixels];
+  for (int k = 0; k < kPixels; ++k) {
+    from[k] = grad + at + k * groups.width;
+    to[k] = dx + at + k * groups.width;
+  }
+  each_open_group(groups, rows, bits, [&](int64_t c, auto extent, const OpenBits<kPixels>& open) {
     const Values at_one = load(on + c, Whole{}), at_zero = load(off + c, Whole{});
     GroupSums<Accum<T>> running{load(gated + c, Whole{}), load(total + c, Whole{})};
     for (int k = 0; k < kPixels; ++k) {
-      const int64_t i = at + k * groups.width + c;
-      const Values values = z.at(i, extent), g = load(grad + i, extent);
-      put<kStream>(g * select(open.of[k], at_one, at_zero), dx + i, extent);
+      const Values values = rows.of[k].at(c, extent), g = load(from[k] + c, extent);
+      put<kStream>(g * select(open.of[k], at_one, at_zero), to[k] + c, extent);
       running.add(g * values, select(open.of[k], Values::all(1), Values::all(0)));
     }
     store(running.gated, gated + c, Whole{});

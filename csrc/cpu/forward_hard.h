@@ -44,11 +44,13 @@ void forward_rows(const ForwardArgs& args, const Channels<Accum<T>>& channels, P
 template <int kPixels, bool kStream, class T, bool kResidual>
 void scale_pixels(Input<T, kResidual> z, PixelGroups groups, const uint8_t* bits, const Accum<T>* on,
                   const Accum<T>* off, int64_t at, T* y) {
-  each_open_group<kPixels>(groups, z, bits, at, [&](int64_t c, auto extent, const OpenBits<kPixels>& open) {
+  const PixelRows<kPixels, T, kResidual> rows(z, at, groups.width);
+  T* to[kPixels];
+  for (int k = 0; k < kPixels; ++k) to[k] = y + at + k * groups.width;
+  each_open_group(groups, rows, bits, [&](int64_t c, auto extent, const OpenBits<kPixels>& open) {
     const auto at_one = load(on + c, Whole{}), at_zero = load(off + c, Whole{});
     for (int k = 0; k < kPixels; ++k) {
-      const int64_t i = at + k * groups.width + c;
-      put<kStream>(z.at(i, extent) * select(open.of[k], at_one, at_zero), y + i, extent);
+      put<kStream>(rows.of[k].at(c, extent) * select(open.of[k], at_one, at_zero), to[k] + c, extent);
     }
   });
 }

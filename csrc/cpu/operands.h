@@ -20,6 +20,8 @@ struct Input {
     if constexpr (!kResidual) return values;
     return rounded<T>(values + load(residual + i, extent));
   }
+
+  Input from(int64_t i) const { return {x + i, kResidual ? residual + i : nullptr}; }
 };
 
 // z for soft calls: a row of it in the accumulation type.

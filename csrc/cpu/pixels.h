@@ -68,11 +68,11 @@ struct PixelPlan {
     const bool periodic = is_periodic();
     spread = !periodic ? Spread::kAny : prototypes == width ? Spread::kSame : Spread::kPeriodic;
     sign_bytes = spread == Spread::kAny ? divide_up(prototypes, 64) * 8 : mask_bytes;
-    const int64_t fits = larger(4, smaller(kPixelTile, kPixelTileBytes / (width * element_bytes)));
-    tile = spread == Spread::kAny ? kPixelTile : fits;
     const bool own = args.source == nullptr && packed == nullptr && emitted == nullptr;
     if (own && spread == Spread::kSame) own_period = whole_groups(width);
     if (own && spread == Spread::kPeriodic) own_period = in_groups();
+    const int64_t fits = larger(4, smaller(kPixelTile, kPixelTileBytes / (width * element_bytes)));
+    tile = spread == Spread::kAny || own_period > 0 ? kPixelTile : fits;
     if (prototypes >= 64) return;
     whole_periods = 64 / prototypes * prototypes;
     for (int64_t bit = prototypes; bit < 64; bit += prototypes) every_period |= uint64_t{1} << bit;
@@ -113,11 +113,22 @@ struct OpenBits {
   uint32_t of[kPixels];
 };
 
-// body(c, extent, OpenBits) for each group of `kPixels` pixels, the first pixel at `at` and its string at
-// `bits`. Where gates come from x itself with a period in whole groups, no string is needed.
+// Where consecutive pixels begin: pointers, because indices from one pointer cost more instructions than the
+// arithmetic.
+template <int kPixels, class T, bool kResidual>
+struct PixelRows {
+  Input<T, kResidual> of[kPixels];
+
+  PixelRows(const Input<T, kResidual>& z, int64_t at, int64_t width) {
+    for (int k = 0; k < kPixels; ++k) of[k] = z.from(at + k * width);
+  }
+};
+
+// body(c, extent, OpenBits) for each group of `kPixels` pixels, the first pixel's string at `bits`. Where
+// gates come from x itself with a period in whole groups, no string is needed.
 template <int kPixels, class T, bool kResidual, class Body>
-inline void each_open_group(const PixelGroups& groups, const Input<T, kResidual>& z, const uint8_t* bits,
-                            int64_t at, const Body& body) {
+inline void each_open_group(const PixelGroups& groups, const PixelRows<kPixels, T, kResidual>& rows,
+                            const uint8_t* bits, const Body& body) {
   const int64_t width = groups.width;
   OpenBits<kPixels> open;
   if (groups.own_period == 0) {
@@ -128,7 +139,7 @@ inline void each_open_group(const PixelGroups& groups, const Input<T, kResidual>
   }
   const auto own = [&](int64_t c, auto extent) {
     for (int k = 0; k < kPixels; ++k) {
-      const uint32_t signs = non_negative(z.at(at + k * width + c, extent));
+      const uint32_t signs = non_negative(rows.of[k].at(c, extent));
       open.of[k] = (signs & groups.inside) * groups.spread;
     }
   };
