@@ -138,13 +138,15 @@ inline void each_open_group(const PixelGroups& groups, const PixelRows<kPixels, 
     });
   }
   const auto own = [&](int64_t c, auto extent) {
-    for (int k = 0; k < kPixels; ++k) {
-      const uint32_t signs = non_negative(rows.of[k].at(c, extent));
-      open.of[k] = (signs & groups.inside) * groups.spread;
-    }
+    for (int k = 0; k < kPixels; ++k) open.of[k] = non_negative(rows.of[k].at(c, extent));
   };
-  if (groups.own_period == kLanes && width >= kLanes) {
-    own(0, Whole{});
+  if (groups.own_period == kLanes) {
+    if (width >= kLanes) {
+      own(0, Whole{});
+    } else {
+      own(0, Part{static_cast<int>(width)});
+    }
+    for (int k = 0; k < kPixels; ++k) open.of[k] = (open.of[k] & groups.inside) * groups.spread;
     return each_group(width, [&](int64_t c, auto extent) { body(c, extent, open); });
   }
   // In the order of memory, which the processor's prefetchers follow: a walk by prototypes took up to twice
