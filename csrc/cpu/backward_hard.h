@@ -120,7 +120,7 @@ void hard_backward(const BackwardArgs& args, const Channels<Accum<T>>& channels,
   const bool pixels = args.geometry.inner < kShortRow;
   const int64_t row = pixels ? channels.count : args.geometry.inner;
   const int64_t rows = args.geometry.outer * (pixels ? 1 : channels.count);
-  const bool stream = streams(static_cast<const T*>(args.dx), rows, row);
+  const bool stream = (!pixels || kWholeLines<T>) && streams(static_cast<const T*>(args.dx), rows, row);
   with_flags(args.residual != nullptr, stream, [&](auto residual, auto streamed) {
     const auto run = pixels ? backward_pixels<T, residual.value, streamed.value>
                             : backward_rows<T, residual.value, streamed.value>;

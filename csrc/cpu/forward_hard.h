@@ -81,7 +81,7 @@ void hard_forward(const ForwardArgs& args, const Channels<Accum<T>>& channels, P
   const bool pixels = args.geometry.inner < kShortRow;
   const int64_t row = pixels ? channels.count : args.geometry.inner;
   const int64_t rows = args.geometry.outer * (pixels ? 1 : channels.count);
-  const bool stream = streams(static_cast<const T*>(args.y), rows, row);
+  const bool stream = (!pixels || kWholeLines<T>) && streams(static_cast<const T*>(args.y), rows, row);
   with_flags(args.residual != nullptr, stream, [&](auto residual, auto streamed) {
     const auto run = pixels ? forward_pixels<T, residual.value, streamed.value>
                             : forward_rows<T, residual.value, streamed.value>;
