@@ -68,8 +68,8 @@ bool streams(const T* output, int64_t rows, int64_t row) {
          reinterpret_cast<uintptr_t>(output) % kAlignment == 0;
 }
 
-// Whether a group of elements is whole cache lines. Half lines, streamed to several pixels in turn, took 2 to
-// 4 times as long as stores through the cache; one row after the other fills them in time.
+// Whether a group of elements is whole cache lines. With half lines streamed to several pixels in turn the
+// backward pass over 64 MiB of bfloat16 took 4.4 times relu's time, without streaming 2.7 (forward 2.1, 2.5).
 template <class T>
 constexpr bool kWholeLines = kLanes * sizeof(T) % kAlignment == 0;
 

@@ -13,10 +13,9 @@ namespace {
 // Shorter rows than this are walked as pixels: the (channel, inner) plane of one outer index is then the
 // vector loop.
 constexpr int64_t kShortRow = 16;
-// Positions of a row handled at once; the conversion buffers of the 16-bit types (4 of them) stay in the
-// first-level cache.
+// Positions of a row of shares handled at once.
 constexpr int64_t kPiece = 1024;
-// The same while gates are soft, where a buffer per prototype is held too.
+// The same of a row with soft gates, where a buffer per prototype is held too.
 constexpr int64_t kSoftPiece = 256;
 // Elements a thread should at least get.
 constexpr int64_t kGrain = 32768;
