@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 namespace deepshare {
@@ -44,7 +46,20 @@ inline bool is_dense_in(const Tensor& tensor, const Dims& order) {
   return true;
 }
 
-inline Tensor empty_strided(const Dims& sizes, const Dims& strides, int32_t dtype, const Tensor& device_of) {
+// DEEPSHARE_POISON=1 (the tests set it) fills what the CPU ops allocate with NaN: an element that a kernel
+// leaves out is then loud.
+inline void poison(Tensor& tensor, int32_t device_type) {
+  static const bool wanted = [] {
+    const char* value = std::getenv("DEEPSHARE_POISON");
+    return value != nullptr && std::strcmp(value, "1") == 0;
+  }();
+  if (!wanted || device_type != aoti_torch_device_type_cpu()) return;
+  std::memset(tensor.data_ptr(), 0xFF, static_cast<size_t>(tensor.numel()) * tensor.element_size());
+}
+
+// Past the dispatcher: a call through it costs as much host time as the rest of a small operation.
+template <class Sizes = Dims, class Strides = Dims>
+Tensor empty_strided(const Sizes& sizes, const Strides& strides, int32_t dtype, const Tensor& device_of) {
   int32_t type = 0, index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(device_of.get(), &index));
@@ -52,7 +67,9 @@ inline Tensor empty_strided(const Dims& sizes, const Dims& strides, int32_t dtyp
   const auto rank = static_cast<int64_t>(sizes.size());
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(rank, sizes.data(), strides.data(), dtype, type, index, &handle));
-  return Tensor(handle);
+  Tensor made(handle);
+  poison(made, type);
+  return made;
 }
 
 inline int32_t dtype_code(const Tensor& tensor) {
@@ -65,6 +82,13 @@ inline int32_t dtype_code(const Tensor& tensor) {
 inline Tensor empty_in(const Tensor& like, const Dims& order) {
   const auto sizes = like.sizes();
   return empty_strided(Dims(sizes.begin(), sizes.end()), dense_strides(like, order), dtype_code(like), like);
+}
+
+// torch.empty_like, which gives a dense tensor's strides to the new one.
+inline Tensor uninitialised_like(const Tensor& tensor) {
+  if (tensor.numel() == 0 || !is_dense_in(tensor, storage_order(tensor)))
+    return torch::stable::empty_like(tensor);
+  return empty_strided(tensor.sizes(), tensor.strides(), dtype_code(tensor), tensor);
 }
 
 // The tensor itself where it is dense in this order, else a copy that is.

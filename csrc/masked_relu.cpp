@@ -78,7 +78,7 @@ void deliver(Tensor result, const Tensor& written) {
 
 template <class Device>
 Tensor forward(const Tensor& x, const Tensor& mask) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = uninitialised_like(x);
   if (x.numel() == 0) return y;
   const Dims order = samples_first(y);
   const Tensor dense_x = as_dense(x, order), dense_mask = as_dense(mask, within_sample(order));
@@ -93,7 +93,7 @@ Tensor forward(const Tensor& x, const Tensor& mask) {
 
 template <class Device>
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& mask) {
-  Tensor dx = torch::stable::empty_like(x), dmask = torch::stable::empty_like(mask);
+  Tensor dx = uninitialised_like(x), dmask = uninitialised_like(mask);
   if (x.numel() == 0) return {dx, torch::stable::zero_(dmask)};
   const Dims order = samples_first(dx), inside = within_sample(order);
   const Tensor dense_grad = as_dense(grad, order), dense_x = as_dense(x, order);

@@ -22,7 +22,7 @@ template <class Device>
 Tensor share(const Tensor& opened, const Tensor& gates, const Tensor& pi, const Tensor& alpha,
              const Tensor& beta, const Tensor& flip, const OptionalTensor& scale, const Tensor& offset,
              const Tensor& toggle, int64_t shift, int64_t party) {
-  Tensor y = torch::stable::empty_like(opened);
+  Tensor y = uninitialised_like(opened);
   if (opened.numel() == 0) return y;
   const Dims order = storage_order(y);
   const Tensor dense_opened = as_dense(opened, order), dense_flip = as_dense(flip, order);

@@ -86,7 +86,7 @@ template <class Device>
 Tensor forward(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& source,
                const OptionalTensor& gates, const Tensor& pi, const Tensor& alpha, const Tensor& beta,
                const OptionalTensor& soft_channels, const OptionalTensor& gamma) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = uninitialised_like(x);
   if (x.numel() == 0) return y;
   Operands operands(x, residual, source, common_order(x, y, pointer(source)));
   if (gates.has_value()) operands.geometry.prototypes = packed_prototypes(*gates, operands.geometry);
@@ -101,7 +101,7 @@ template <class Device>
 std::tuple<Tensor, Tensor> forward_and_gates(const Tensor& x, const OptionalTensor& residual,
                                              const Tensor& pi, const Tensor& alpha, const Tensor& beta,
                                              int64_t prototypes) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = uninitialised_like(x);
   Operands operands(x, residual, std::nullopt, storage_order(y));
   operands.geometry.prototypes = prototypes;
   Tensor gates = empty_gates(operands.geometry, prototypes, x);
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> forward_and_gates(const Tensor& x, const OptionalTens
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Gradients zero_gradients(Tensor dx, Tensor dsource, const Tensor& alpha, const Tensor& beta) {
-  Tensor dalpha = torch::stable::empty_like(alpha), dbeta = torch::stable::empty_like(beta);
+  Tensor dalpha = uninitialised_like(alpha), dbeta = uninitialised_like(beta);
   torch::stable::zero_(dsource);
   torch::stable::zero_(dalpha);
   torch::stable::zero_(dbeta);
@@ -130,9 +130,8 @@ Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& re
                    const Tensor& members, const Tensor& offsets, const Tensor& alpha, const Tensor& beta,
                    const OptionalTensor& soft_channels, const OptionalTensor& gamma) {
   const bool with_dsource = source.has_value() && soft_channels.has_value();
-  Tensor dx = torch::stable::empty_like(x);
-  Tensor dsource =
-      with_dsource ? torch::stable::empty_like(*source) : empty_strided({0}, {1}, dtype_code(x), x);
+  Tensor dx = uninitialised_like(x);
+  Tensor dsource = with_dsource ? uninitialised_like(*source) : empty_strided({0}, {1}, dtype_code(x), x);
   if (x.numel() == 0) return zero_gradients(dx, dsource, alpha, beta);
 
   const Dims order = common_order(x, dx, pointer(source));
@@ -143,7 +142,7 @@ Gradients backward(const Tensor& grad, const Tensor& x, const OptionalTensor& re
   const Tensor dense_grad = as_dense(grad, order);
   const bool direct = !with_dsource || is_dense_in(dsource, order);
   const Tensor written = direct ? dsource : empty_in(dsource, order);
-  const Tensor dalpha = torch::stable::empty_like(alpha), dbeta = torch::stable::empty_like(beta);
+  const Tensor dalpha = uninitialised_like(alpha), dbeta = uninitialised_like(beta);
 
   BackwardArgs args{};
   operands.fill(args, gates, pi, alpha, beta, soft_channels, gamma);
