@@ -6,9 +6,9 @@ model. Only rewriting does (graph.py).
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,20 @@ from torch.utils._pytree import tree_leaves
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.site import Kind, Mask, PlanError, Site, checked_image_size
 
-ACTIVATIONS = (nn.ReLU, nn.GELU, SharedReLU2d, MaskedReLU2d)
+PLAIN: dict[Kind, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU}  # sites without a state
+ACTIVATIONS = (*PLAIN.values(), SharedReLU2d, MaskedReLU2d)
+MAY_WORK_IN_PLACE = (nn.ReLU, nn.ReLU6)
 _ATEN = torch.ops.aten
 RELU_FUNCTIONS = frozenset(
     {
         *(F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
         *(_ATEN.relu, _ATEN.relu.default, _ATEN.relu_, _ATEN.relu_.default),
+    }
+)
+RELU6_FUNCTIONS = frozenset(
+    {
+        *(F.relu6, torch._C._nn.relu6, torch._C._nn.relu6_),
+        *(_ATEN.relu6, _ATEN.relu6.default, _ATEN.relu6_, _ATEN.relu6_.default),
     }
 )
 _LINEAR_MARK = "is_linear_site"
@@ -42,6 +50,13 @@ def is_activation(module: nn.Module) -> bool:
     return isinstance(module, ACTIVATIONS) or getattr(module, _LINEAR_MARK, False) is True
 
 
+def function_kind(function: object) -> Literal["relu", "relu6"] | None:
+    """What a call of `function` is; None if it is no site."""
+    if not isinstance(function, Hashable):
+        return None
+    return "relu" if function in RELU_FUNCTIONS else "relu6" if function in RELU6_FUNCTIONS else None
+
+
 class SiteNames:
     """Names in call order: `path`, `path@2`, ... Run and trace must name alike, so both name here."""
 
@@ -51,8 +66,8 @@ class SiteNames:
     def of_module(self, path: str) -> str:
         return self._next(path)
 
-    def of_function(self, caller: str) -> str:
-        return self._next(f"{caller}:relu")
+    def of_function(self, caller: str, kind: Literal["relu", "relu6"]) -> str:
+        return self._next(f"{caller}:{kind}")
 
     def _next(self, base: str) -> str:
         self._calls[base] += 1
@@ -70,8 +85,9 @@ class Call:
 def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
     """The activation calls of one forward pass in eval mode on a zero batch [1, *input_size], in call order.
 
-    Sites are nn.ReLU and nn.GELU modules, functional ReLUs (F.relu, torch.relu, Tensor.relu, in place or not) and what
-    `apply_plan` puts in their place. Calls are counted, not modules. ReLU6, leaky and functional GELUs are no sites.
+    Sites are nn.ReLU, nn.ReLU6 and nn.GELU modules, functional ReLUs (F.relu, torch.relu, Tensor.relu, F.relu6, in
+    place or not) and what `apply_plan` puts in their place. Calls are counted, not modules. Leaky and functional GELUs
+    are no sites, nor is a clamp.
     The model is not changed: a copy runs, with copied buffers and the model's own parameters.
 
     Raises:
@@ -95,12 +111,12 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
 
 
 def relies_on_in_place(model: nn.Module, input_size: Iterable[int]) -> bool:
-    """Whether some nn.ReLU(inplace=True) must work in place: the output on a random image is another if none does."""
+    """Whether some ReLU or ReLU6 module must work in place: the output on a random image is another if none does."""
     size, outputs = tuple(input_size), []
     for in_place in (True, False):
         probe = without_weights(model).eval()
         for module in probe.modules():
-            if isinstance(module, nn.ReLU) and not in_place:
+            if isinstance(module, MAY_WORK_IN_PLACE) and not in_place:
                 module.inplace = False
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
@@ -164,9 +180,10 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in RELU_FUNCTIONS and not self._inside:
-            name = self._names.of_function(self._stack[-1])
-            self.calls.append(Call(Site(name, _per_image(name, result)), None))
+        kind = None if self._inside else function_kind(func)
+        if kind is not None:
+            name = self._names.of_function(self._stack[-1], kind)
+            self.calls.append(Call(Site(name, _per_image(name, result), kind), None))
         return result
 
     def _caller(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -203,8 +220,8 @@ class _Watch(TorchFunctionMode):
         elif isinstance(module, MaskedReLU2d):
             site = Site(name, shape, "mask", mask=Mask.of(module.mask))
         else:
-            kind = "relu" if isinstance(module, nn.ReLU) else "gelu" if isinstance(module, nn.GELU) else "linear"
-            site = Site(name, shape, cast(Kind, kind))
+            plain = (kind for kind, made in PLAIN.items() if isinstance(module, made))
+            site = Site(name, shape, next(plain, "linear"))
         self.calls.append(Call(site, path))
 
     def _shared(self, name: str, shape: tuple[int, ...], module: SharedReLU2d, x: Tensor, source: object) -> Site:

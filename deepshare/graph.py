@@ -3,16 +3,19 @@
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import fx, nn
 
 from deepshare.find import (
-    RELU_FUNCTIONS,
+    MAY_WORK_IN_PLACE,
+    PLAIN,
     Call,
     SiteNames,
+    function_kind,
     is_activation,
     linear_activation,
     relies_on_in_place,
@@ -38,7 +41,7 @@ class Change:
 
     @property
     def stateless(self) -> bool:
-        return self.site.kind in ("relu", "gelu", "linear")
+        return self.site.kind == "linear" or self.site.kind in PLAIN
 
 
 def rewrite(model: nn.Module, calls: Sequence[Call], wanted: Sequence[Site], input_size: Sequence[int]) -> nn.Module:
@@ -120,8 +123,7 @@ def _build(change: Change, model: nn.Module) -> nn.Module:
     elif site.mask is not None:
         module = MaskedReLU2d(site.mask.tensor())
     else:
-        plain: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "linear": linear_activation}
-        module = plain[site.kind]()
+        module = PLAIN[site.kind]() if site.kind in PLAIN else linear_activation()
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return module.to(reference.device, reference.dtype).train(model.training)
 
@@ -189,16 +191,16 @@ def _calls_in(graph: fx.Graph, model: nn.Module) -> list[tuple[str, fx.Node]]:
     for node in graph.nodes:
         if node.op == "call_module" and is_activation(model.get_submodule(str(node.target))):
             found.append((names.of_module(str(node.target)), node))
-        elif _is_relu_function(node):
+        elif (kind := _function_kind(node)) is not None:
             stack = list(node.meta.get("nn_module_stack", {}).values())
-            found.append((names.of_function(stack[-1][0] if stack else ""), node))
+            found.append((names.of_function(stack[-1][0] if stack else "", kind), node))
     return found
 
 
-def _is_relu_function(node: fx.Node) -> bool:
+def _function_kind(node: fx.Node) -> Literal["relu", "relu6"] | None:
     if node.op == "call_method":
-        return node.target in ("relu", "relu_")
-    return node.op == "call_function" and node.target in RELU_FUNCTIONS
+        return "relu" if node.target in ("relu", "relu_") else None
+    return function_kind(node.target) if node.op == "call_function" else None
 
 
 def _own_module(change: Change, modules: dict[str, nn.Module], result: nn.Module) -> nn.Module:
@@ -206,7 +208,7 @@ def _own_module(change: Change, modules: dict[str, nn.Module], result: nn.Module
     if change.changed or change.call.module is None:
         return _build(change, result)
     module = copy.deepcopy(modules[change.call.module])
-    if isinstance(module, nn.ReLU):
+    if isinstance(module, MAY_WORK_IN_PLACE):
         module.inplace = False
     return module
 
@@ -246,7 +248,7 @@ def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return bool(getattr(modules.get(str(node.target)), "inplace", False))
     if node.op == "call_function" and (node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace")):
         return True
-    if _is_relu_function(node) and len(node.args) > 1:
+    if _function_kind(node) is not None and len(node.args) > 1:
         return bool(node.args[1])
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")

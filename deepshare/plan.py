@@ -117,7 +117,9 @@ class Plan:
         lines = [f"{_padded(row[:4], widths)}  {row[4]:>{widths[4]}}" for row in rows]
         rule = "-" * len(lines[0])
         size = "x".join(map(str, self.input_size))
-        note = f"Per image of {size}, by calls: relu and gelu C*H*W, shared P*H*W, followers 0, mask its ones."
+        note = f"Per image of {size}, by calls: relu, relu6 and gelu C*H*W, shared P*H*W, followers 0, mask its ones."
+        if any(site.kind == "relu6" for site in self):
+            note += "\nA relu6 is counted once, as published; its clip at 6 is a comparison more."
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
 
     def to_json(self) -> str:
@@ -173,7 +175,7 @@ def _gates(site: Site) -> str:
         return f"of {site.leader}"
     if site.mask is not None:
         return f"{site.drelus:,} of {site.size:,}"
-    return {"relu": "all", "gelu": "all, soft", "linear": "none"}[site.kind]
+    return {"relu": "all", "relu6": "all, clipped", "gelu": "all, soft", "linear": "none"}[site.kind]
 
 
 def _padded(cells: tuple[str, ...], widths: list[int]) -> str:

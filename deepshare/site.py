@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Kind = Literal["relu", "gelu", "linear", "shared", "mask"]
+Kind = Literal["relu", "relu6", "gelu", "linear", "shared", "mask"]
 KINDS: tuple[str, ...] = get_args(Kind)
 MAX_IMAGE = 2**26  # values of one image; 3x4096x4096 fits. Counting runs the model on one
 MAX_ELEMENTS = 2**40  # of one site: 4,096 channels of the largest image
@@ -68,8 +68,8 @@ class Site:
         name: the called module's path, `path@2` for its second call; `path:relu` for a functional ReLU called by the
             module at `path`.
         shape: (C, H, W) of the activation without the batch; (C,) behind a linear layer.
-        kind: "relu"; "gelu" (the teacher's); "linear" (no activation); "shared" (SharedReLU2d, DeepShare eq. 3 and 6);
-            "mask" (SNL eq. 2).
+        kind: "relu"; "relu6" (min(relu(x), 6)); "gelu" (the teacher's); "linear" (no activation); "shared"
+            (SharedReLU2d, DeepShare eq. 3 and 6); "mask" (SNL eq. 2).
         prototypes: P in 1..C, for a shared site with gates of its own.
         leader: name of the site whose gates a shared site takes (layer sharing).
         mask: for a mask site; a bool tensor is packed into a `Mask`.
@@ -133,8 +133,10 @@ class Site:
 
     @property
     def drelus(self) -> int:
-        """DReLUs paid per image. A GELU counts as the ReLU it stands for."""
-        if self.kind in ("relu", "gelu"):
+        """DReLUs paid per image. A GELU counts as the ReLU it stands for; so does a ReLU6, as in the papers (DeepShare
+        Table 4: 85,262K is MobileNetV2's elements, each once), though its clip at 6 is a comparison more.
+        """
+        if self.kind in ("relu", "relu6", "gelu"):
             return self.size
         if self.prototypes is not None:
             return self.prototypes * self.positions

@@ -124,7 +124,7 @@ def test_weights_are_summed_within_a_group():
         ([1, 1, -1, 1], "weight of site '0.2' must be finite and at least 0 .got -1"),
         ([1, 1, math.nan, 1], "weight of site '0.2' must be finite"),
         ([0, 0, 0, 0], "at least one weight"),
-        ("even", 'numbers or "uniform"'),
+        ("even", 'numbers, "uniform" or a published label .got .even.'),
         (None, "weights must be a mapping, a list or tuple, or .*got builtins.NoneType"),
         (3.0, "weights must be a mapping.*got builtins.float"),
         (torch.ones(4), "weights must be a mapping.*got torch.Tensor"),

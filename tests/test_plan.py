@@ -42,7 +42,7 @@ def test_every_kind_is_counted_by_hand():
     [
         ({"shape": (4, 0, 2)}, "shape must be a tuple of positive ints"),
         ({"shape": (4, 2.0)}, "shape must be a tuple of positive ints"),
-        ({"kind": "tanh"}, "kind must be one of relu, gelu"),
+        ({"kind": "tanh"}, "kind must be one of relu, relu6, gelu"),
         ({"kind": "shared"}, "either prototypes or a leader"),
         ({"kind": "shared", "prototypes": 1, "leader": "a"}, "either prototypes or a leader"),
         ({"kind": "shared", "prototypes": 0}, "prototypes must be an int in 1..4"),
@@ -237,7 +237,9 @@ def test_a_site_whose_first_dimension_is_not_the_batch_is_refused(model, size, m
 
 
 def test_what_is_no_relu_is_no_site():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.LeakyReLU(), nn.Identity(), nn.Sigmoid(), nn.MaxPool2d(2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Hardtanh(), nn.LeakyReLU(), nn.Identity(), nn.Sigmoid(), nn.MaxPool2d(2)
+    )
     assert len(Plan.of(model, (3, 4, 4))) == 0
 
 

@@ -1,5 +1,7 @@
 """Budgets: which plan a number of DReLUs becomes."""
 
-from deepshare.budget.allocate import Allocation, BudgetError, allocate
+from deepshare.budget.allocate import Allocation, Weights, allocate
+from deepshare.budget.errors import BudgetError
+from deepshare.budget.published import PublishedList, labels, published, weights_of
 
-__all__ = ["Allocation", "BudgetError", "allocate"]
+__all__ = ["Allocation", "BudgetError", "PublishedList", "Weights", "allocate", "labels", "published", "weights_of"]

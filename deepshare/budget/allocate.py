@@ -7,13 +7,11 @@ from numbers import Rational, Real
 from typing import Literal
 
 from deepshare.budget.apportion import Group, apportion
+from deepshare.budget.errors import BudgetError
+from deepshare.budget.published import labels, published
 from deepshare.plan import Plan, Site
 
-Weights = Mapping[str, float] | Sequence[float] | Literal["uniform"]
-
-
-class BudgetError(ValueError):
-    """A budget that cannot be met, or weights that do not fit the plan."""
+Weights = Mapping[str, float | Fraction] | Sequence[float | Fraction] | str
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def allocate(
     Args:
         plan: usually `Plan.of(model, ...)`.
         weights: relative DReLUs per site, summed per group: by name; or one per site of the plan in call order (a
-            linear site's counts nothing); or "uniform", by size: every site keeps the same share. The paper takes
-            SNL's counts.
+            linear site's counts nothing); "uniform", by size: every site keeps the same share; or the label of a
+            published list (`published`). The paper takes SNL's counts: `weights_of` a plan with its masks.
         budget: DReLUs per image in total.
         group: sites per leader at most. "auto": the longest that reaches the budget, as the paper gives no rule.
         layer_sharing: False makes every site a leader (the paper's ablation "No Layer sharing"), as group=1 does.
@@ -91,10 +89,14 @@ def _check_group(group: int | Literal["auto"], layer_sharing: bool) -> int | Non
 
 
 def _weight_of(plan: Plan, weights: Weights, sites: list[Site]) -> dict[str, Fraction]:
-    if isinstance(weights, str):
-        if weights != "uniform":
-            raise BudgetError(f'allocate: weights must be numbers or "uniform" (got {weights!r})')
+    if weights == "uniform":
         return {site.name: Fraction(site.size) for site in sites}
+    if isinstance(weights, str):
+        if weights not in labels():
+            raise BudgetError(
+                f'allocate: weights must be numbers, "uniform" or a published label (got {weights!r:.80})'
+            )
+        weights = published(weights, plan)
     names = [site.name for site in plan.sites]
     if isinstance(weights, Mapping):
         unlike = sorted(weights.keys() - set(names), key=str)
