@@ -2,6 +2,7 @@
 
 from deepshare.budget import allocate
 from deepshare.channel_map import ChannelMap
+from deepshare.convert import convert
 from deepshare.fuse import fuse
 from deepshare.masked import masked_relu
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
@@ -20,6 +21,7 @@ __all__ = [
     "SharedReLU2d",
     "allocate",
     "apply_plan",
+    "convert",
     "count_drelus",
     "fuse",
     "masked_relu",

@@ -75,6 +75,7 @@ def test_a_pure_wheel_installs_deepshare_alone(tree: Path):
     names = wheel_names(tree)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"deepshare"}
     wanted = {"deepshare/kernels/reference.py", "deepshare/kernels/native.py", "deepshare/py.typed"}
+    wanted.add("deepshare/budget/published.csv")
     assert wanted | {f"deepshare/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")} <= set(names)
     assert not [name for name in names if name.endswith((".so", ".cu", ".cuh", ".h", ".cpp"))]
 

@@ -33,11 +33,12 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": FOUNDATION | PLAN | {"models"},
     "budget": BELOW_TRAIN,
     "methods": BELOW_TRAIN | {"budget"},
+    "convert": FOUNDATION | PLAN | {"budget"},
     "data": set(),
     "train": BELOW_TRAIN | {"budget", "methods", "data"},
     "secure": BELOW_TRAIN,
     "analysis": BELOW_TRAIN,
-    "__init__": OPERATORS | {"nn", "fuse", "plan", "budget"},
+    "__init__": OPERATORS | {"nn", "fuse", "plan", "budget", "convert"},
 }
 ON_TOP = {"doctor", "demo", "cli", "__main__"}  # may import everything below, and each other downwards
 TOP_ORDER = ["doctor", "demo", "cli", "__main__"]

@@ -82,6 +82,11 @@ def test_a_list_fits_resnets_with_and_without_the_stems_relu(stem):
     assert sum(weights.values()) == Fraction("49971.2") - (0 if stem else Fraction("0.02") * 64 * 1024)
 
 
+def test_a_label_is_weights():
+    allocation = allocate(plan_of("resnet18"), "ResNet18_c100_relu50k", 6_000)
+    assert [site.prototypes for site in allocation.plan if site.prototypes] == [1, 3, 30, 143]
+
+
 def test_a_list_fits_any_width_and_image_size():
     plan = plan_of("resnet34", 64, width=8)
     weights = published("ResNet34_C100_relu80k", plan)

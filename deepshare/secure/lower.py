@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from deepshare.find import function_kind
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import SCALE_BITS, encode
@@ -23,6 +24,11 @@ from deepshare.secure.program import Param, Program, Step
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors, AvgPool2d, "
     "AdaptiveAvgPool2d, mean over H and W, Flatten, Identity, Dropout"
+)
+
+_CLIPS = (
+    "clips at 6: a second comparison of every element, which is not supported; put a relu or shared site there "
+    "(Plan.replace, convert) and finetune"
 )
 
 
@@ -96,7 +102,9 @@ class _Lowering:
         else:
             handler = self._handler(node)
             if handler is None:
-                raise self._refuse(node, f"is not supported; supported are {SUPPORTED}")
+                raise self._refuse(
+                    node, _CLIPS if self._clips(node) else f"is not supported; supported are {SUPPORTED}"
+                )
             self._check_in_place(node)
             handler(self, node)
 
@@ -108,6 +116,11 @@ class _Lowering:
         if node.op == "call_method":
             return _METHODS.get(str(node.target))
         return None
+
+    def _clips(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self._module(node), nn.ReLU6)
+        return node.op == "call_function" and function_kind(node.target) == "relu6"
 
     def _check_in_place(self, node: fx.Node) -> None:
         """Shares are never overwritten, so a changed value must have no later reader."""
