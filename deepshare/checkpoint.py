@@ -17,6 +17,7 @@ from deepshare.plan import Plan, PlanError, apply_plan
 
 VERSION = 1
 _SPEC = {"name": str, "num_classes": int, "width": int, "stem_relu": bool, "in_channels": int, "input_size": list}
+_SHAPE = {"multipliers": list, "blocks": list, "rho": float}  # optional: absent or None means as published
 
 
 class CheckpointError(Exception):
@@ -29,8 +30,8 @@ class Checkpoint:
 
     Attributes:
         model: with the plan's activations and the saved weights, on the CPU, in eval mode.
-        spec: `models.create`'s arguments (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`), and `input_size`
-            as a list.
+        spec: `models.create`'s arguments (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`; `multipliers`,
+            `blocks`, `rho` where they are not as published), and `input_size`, sizes as lists.
         plan: what stands at its sites.
         recipe, metrics: as they were given to `save_checkpoint`.
     """
@@ -101,14 +102,22 @@ def _create(spec: dict[str, Any]) -> nn.Module:
 
 
 def _checked_spec(here: str, spec: Any) -> dict[str, Any]:
-    if not isinstance(spec, dict) or spec.keys() != _SPEC.keys():
+    """The spec with sizes as lists, the width filled in, and of the optional keys only those that say something."""
+    if not isinstance(spec, dict) or not _SPEC.keys() - {"width"} <= spec.keys() <= _SPEC.keys() | _SHAPE.keys():
         got = ", ".join(map(str, spec))[:200] if isinstance(spec, dict) else f"{spec!r:.80}"
-        raise CheckpointError(f"{here}: the spec must have {', '.join(_SPEC)} (got {got})")
+        raise CheckpointError(
+            f"{here}: the spec must have {', '.join(_SPEC)} (got {got}); {', '.join(_SHAPE)} may be added"
+        )
     spec = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
-    for key, kind in _SPEC.items():
-        if type(spec[key]) is not kind:
-            raise CheckpointError(f"{here}: spec {key} must be {kind.__name__} (got {spec[key]!r:.80})")
-    return {key: spec[key] for key in _SPEC}
+    if spec.get("width") is None and models.is_name(str(spec["name"])):
+        spec["width"] = models.default_width(spec["name"])
+    shape = {key: kind for key, kind in _SHAPE.items() if spec.get(key) is not None}
+    if type(spec.get("rho")) is int:
+        spec["rho"] = float(spec["rho"])
+    for key, kind in (_SPEC | shape).items():
+        if type(spec.get(key)) is not kind:
+            raise CheckpointError(f"{here}: spec {key} must be {kind.__name__} (got {spec.get(key)!r:.80})")
+    return {key: spec[key] for key in (*_SPEC, *shape)}
 
 
 def _check_plan(here: str, model: nn.Module, spec: dict[str, Any], plan: Plan) -> None:

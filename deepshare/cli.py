@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +70,15 @@ def _add_doctor(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_count(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("count", help="DReLUs per activation site and in total")
-    command.add_argument("model", help="a model's name (resnet18, resnet34) or a checkpoint (.safetensors)")
+    command.add_argument("model", nargs="?", help="a model's name (see --list) or a checkpoint (.safetensors)")
+    command.add_argument("--list", action="store_true", help="name the networks of the papers, and stop")
     command.add_argument("--input", metavar="CxHxW", help="image size (default 3x32x32)")
     command.add_argument("--plan", type=Path, help="count this plan (JSON) on the model")
-    command.add_argument("--width", type=int, help="channels of the first stage (default 64)")
+    command.add_argument("--width", type=int, help="channels of the first convolution (default as published)")
     command.add_argument("--stem-relu", action="store_true", default=None, help="count a ReLU after the stem")
+    command.add_argument("--multipliers", metavar="A,B,C", help="channels of each further stage, as a factor")
+    command.add_argument("--blocks", metavar="N,N,...", help="blocks per stage")
+    command.add_argument("--rho", type=float, help="0.5: feature maps of half the height and width")
     command.set_defaults(run=_count)
 
 
@@ -125,30 +130,51 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _count(options: argparse.Namespace) -> None:
     from deepshare import models
-    from deepshare.checkpoint import load_checkpoint
     from deepshare.plan import Plan, parse_input_size
 
-    if options.model not in models.names() and Path(options.model).is_file():
-        _check_no_model_settings(options)
-        checkpoint = load_checkpoint(options.model)
-        print(f"{options.model}: {models.convention(checkpoint.spec['stem_relu'])}\n{checkpoint.plan.table()}")
-        return
-    if options.model not in models.names():
-        known = ", ".join(models.names())
+    if options.list:
+        print("\n".join((*models.names(), *models.patterns())))
+    elif options.model is None:
+        raise ArgumentError("MODEL is missing: a model's name (see --list) or a checkpoint file")
+    elif models.is_name(options.model):
+        size = parse_input_size(options.input or "3x32x32")
+        plan = None if options.plan is None else Plan.load(options.plan)
+        print(models.count_table(options.model, size, plan=plan, **_model_settings(options)))
+    elif Path(options.model).is_file():
+        _count_checkpoint(options)
+    else:
+        known = ", ".join(models.known())
         raise ArgumentError(f"MODEL must be one of {known}, or a checkpoint file (got {options.model!r})")
-    width = 64 if options.width is None else options.width
-    if not 1 <= width <= models.MAX_WIDTH:
-        raise ArgumentError(f"--width must be in 1..{models.MAX_WIDTH} (got {width})")
-    size = parse_input_size(options.input or "3x32x32")
-    plan = None if options.plan is None else Plan.load(options.plan)
-    print(models.count_table(options.model, size, plan=plan, width=width, stem_relu=bool(options.stem_relu)))
 
 
-def _check_no_model_settings(options: argparse.Namespace) -> None:
-    """A checkpoint says these itself."""
-    for name in ("input", "plan", "width", "stem_relu"):
+def _count_checkpoint(options: argparse.Namespace) -> None:
+    from deepshare import models
+    from deepshare.checkpoint import load_checkpoint
+
+    for name in ("input", "plan", *_MODEL_SETTINGS):  # a checkpoint says these itself
         if getattr(options, name) is not None:
             raise ArgumentError(f"--{name.replace('_', '-')} goes with a model's name, not with a checkpoint")
+    checkpoint = load_checkpoint(options.model)
+    print(f"{options.model}: {models.describe(checkpoint.spec)}\n{checkpoint.plan.table()}")
+
+
+_MODEL_SETTINGS = ("width", "stem_relu", "multipliers", "blocks", "rho")
+
+
+def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """`models.create`'s settings of those options that were given."""
+    given = {name: getattr(options, name) for name in _MODEL_SETTINGS if getattr(options, name) is not None}
+    for name in ("multipliers", "blocks"):
+        if name in given:
+            given[name] = _ints(f"--{name}", given[name])
+    return given
+
+
+def _ints(flag: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise ArgumentError(f"{flag} must be ints with commas between, as 2,2,2 (got {text!r:.80})")
+    return tuple(map(int, parts))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -195,7 +221,7 @@ def _secure(options: argparse.Namespace) -> None:
         name=str(options.checkpoint),
         progress=_show_images if sys.stderr.isatty() else None,
     )
-    print(models.convention(checkpoint.spec["stem_relu"]), report, sep="\n")
+    print(models.convention(checkpoint.spec["stem_relu"], checkpoint.spec["name"]), report, sep="\n")
     if options.json is not None:
         report.save(options.json)
 

@@ -70,8 +70,8 @@ def test_train_lists_the_recipes(capsys: pytest.CaptureFixture[str]):
 BAD = {
     "unknown model": (["count", "resnet19"], r"resnet18, resnet34.*'resnet19'"),
     "image size": (["count", "resnet18", "--input", "32"], r"3x32x32.*'32'"),
-    "width": (["count", "resnet18", "--width", "0"], r"--width.*got 0"),
-    "absurd width": (["count", "resnet18", "--width", "1000000000000"], r"--width.*1000000000000"),
+    "width": (["count", "resnet18", "--width", "0"], r"width must be .*got 0"),
+    "absurd width": (["count", "resnet18", "--width", "1000000000000"], r"width must be .*1000000000000"),
     "no plan": (["count", "resnet18", "--plan", "absent.json"], r"absent\.json"),
     "unknown recipe": (["train", "demo-1"], r"demo-1"),
     "no recipe": (["train"], r"RECIPE is missing"),

@@ -1,6 +1,35 @@
 """The models of the papers, by name."""
 
-from deepshare.models.registry import MAX_WIDTH, convention, count_table, create, names
+from deepshare.models.registry import (
+    MAX_WIDTH,
+    convention,
+    count_table,
+    create,
+    default_width,
+    describe,
+    is_name,
+    known,
+    names,
+    patterns,
+    shapes_only,
+)
 from deepshare.models.resnet import BasicBlock, ResNet
+from deepshare.models.stages import stage_of, stages
 
-__all__ = ["MAX_WIDTH", "BasicBlock", "ResNet", "convention", "count_table", "create", "names"]
+__all__ = [
+    "MAX_WIDTH",
+    "BasicBlock",
+    "ResNet",
+    "convention",
+    "count_table",
+    "create",
+    "default_width",
+    "describe",
+    "is_name",
+    "known",
+    "names",
+    "patterns",
+    "shapes_only",
+    "stage_of",
+    "stages",
+]
