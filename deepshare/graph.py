@@ -135,7 +135,7 @@ def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Mod
     order = {node: position for position, node in enumerate(graph.nodes)}
     nodes: dict[str, fx.Node] = {}
     for change, node in zip(changes, calls, strict=True):
-        name, in_place = change.site.name, _in_place(node, modules)
+        name, in_place = change.site.name, works_in_place(node, modules)
         if change.changed or in_place or change.call.module != name:
             _place(result, name, _own_module(change, modules, result))
             node = _replace_call(graph, node, name, order if in_place else None)
@@ -242,7 +242,7 @@ def preactivation(node: fx.Node) -> fx.Node:
     return x
 
 
-def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the operation overwrites its first argument."""
     if node.op == "call_module":
         return bool(getattr(modules.get(str(node.target)), "inplace", False))
@@ -260,7 +260,7 @@ def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[
     follower.args, follower.kwargs = (preactivation(follower),), {"source": source}
     between = leader.next
     while between is not follower:
-        if source in between.all_input_nodes[:1] and _in_place(between, modules):
+        if source in between.all_input_nodes[:1] and works_in_place(between, modules):
             raise PlanError(
                 f"apply_plan: {follower.target!r} needs the pre-activation of {leader.target!r}, which is changed "
                 f"in place before: {between.format_node()}"

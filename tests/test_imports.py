@@ -17,6 +17,7 @@ BELOW_TRAIN = FOUNDATION | PLAN | {"models", "checkpoint"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "files": set(),
+    "fold": set(),
     "channel_map": set(),
     "raw_ops": {"kernels"},
     "packed_gates": {"kernels"},
@@ -32,11 +33,11 @@ ALLOWED: dict[str, set[str]] = {
     "models": FOUNDATION | PLAN,
     "checkpoint": FOUNDATION | PLAN | {"models"},
     "budget": BELOW_TRAIN,
-    "methods": BELOW_TRAIN | {"budget"},
+    "methods": BELOW_TRAIN | {"budget", "fold"},
     "convert": FOUNDATION | PLAN | {"budget"},
     "data": set(),
     "train": BELOW_TRAIN | {"budget", "methods", "data"},
-    "secure": BELOW_TRAIN,
+    "secure": BELOW_TRAIN | {"fold"},
     "analysis": BELOW_TRAIN,
     "__init__": OPERATORS | {"nn", "fuse", "plan", "budget", "convert"},
 }

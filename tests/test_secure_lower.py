@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from secure_cases import cases, layers, shared, tiny_resnet, with_statistics
 from torch import fx, nn
 
+from deepshare.fold import fold_batch_norm
 from deepshare.plan import Plan, count_drelus
 from deepshare.secure import SecureError, run_model
 from deepshare.secure.fixed_point import decode, encode
-from deepshare.secure.fold import fold_batch_norm
 from deepshare.secure.jobs import Job
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program

@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from deepshare.find import function_kind
+from deepshare.fold import affine_of, fold_batch_norm
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import SCALE_BITS, encode
-from deepshare.secure.fold import affine_of, fold_batch_norm
 from deepshare.secure.program import Param, Program, Step
 
 SUPPORTED = (
