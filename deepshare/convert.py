@@ -6,6 +6,7 @@ from typing import Literal
 from torch import nn
 
 from deepshare.budget import Allocation, BudgetError, Weights, allocate
+from deepshare.find import Call, find_calls, is_activation
 from deepshare.plan import Plan, PlanError, apply_plan
 from deepshare.site import checked_image_size
 
@@ -27,7 +28,8 @@ def convert(
     names. The gates are hard, alpha 1 and beta 0: the result must be trained. With budget = the model's own count
     (P = C everywhere) a model of ReLUs computes what it did; of a ReLU6 the clip at 6 goes.
 
-    `Plan.of(result, input_size)` is the plan that stands then. docs/convert.md shows training, saving, loading.
+    `Plan.of(result, input_size)` is the plan that stands then. Other activations (Hardswish, Sigmoid) stay and are in
+    no count, with a warning. docs/convert.md shows training, saving, loading.
 
     Args:
         model: any module that maps [N, *input_size] to something; it is not changed.
@@ -41,21 +43,26 @@ def convert(
             it cannot, channels share alone, by module swap, with a warning that says why.
 
     Raises:
-        PlanError: the model does not run on such an image, has no site, cannot be given the plan (torch.fx cannot
-            trace it, and a swap of modules is not enough; the message says both), or the plan is another model's.
+        PlanError: the model does not run on such an image, has no site or one whose channels are its last dimension
+            (seen where it activates a linear layer), cannot be given the plan (torch.fx cannot trace it, and a swap of
+            modules is not enough; the message says both), or the plan is another model's.
         BudgetError: the budget is below the floor (named) or above the model's DReLUs; or as `allocate`.
         ValueError: neither or both of budget and plan; an unknown method.
     """
     size = checked_image_size("convert", input_size)
     _check_request(model, budget, method, plan)
-    found = Plan.of(model, size)
+    calls = find_calls(model, size)
+    found = Plan(tuple(call.site for call in calls), size)
     _check_has_sites(model, found)
     if plan is not None:
         if plan.input_size != size:
             raise PlanError(f"convert: the plan is for images of {plan.input_size} (got input_size {size})")
         return apply_plan(model, plan)
     assert budget is not None  # _check_request
+    _check_channels(calls)
     _check_not_above(found, budget)
+    if others := _other_activations(model):
+        warnings.warn(f"convert: {others} stay as they are, and are in no count", stacklevel=2)
     allocation = allocate(found, weights, budget, group, layer_sharing=bool(layer_sharing))
     _warn_if_full(allocation)
     try:
@@ -83,15 +90,26 @@ def _check_request(model: object, budget: object, method: object, plan: object) 
 def _check_has_sites(model: nn.Module, found: Plan) -> None:
     if len(found):
         return
-    has = sorted({type(module).__name__ for module in model.modules() if _is_other_activation(module)})
     raise PlanError(
         f"convert: {type(model).__name__} calls no ReLU, ReLU6 or GELU module and no functional ReLU or ReLU6; "
-        f"of other activation modules it has {', '.join(has) or 'none'}: what shall share gates must be an nn.ReLU"
+        f"of other activation modules it has {_other_activations(model) or 'none'}: what shall share gates must be an "
+        "nn.ReLU"
     )
 
 
-def _is_other_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation"
+def _check_channels(calls: list[Call]) -> None:
+    for call in calls:
+        if call.features_last:
+            shape = ", ".join(map(str, call.site.shape))
+            raise PlanError(
+                f"convert: site {call.site.name!r} activates a linear layer over [N, {shape}], whose last dimension "
+                "is the channel: gates are shared along dimension 1"
+            )
+
+
+def _other_activations(model: nn.Module) -> str:
+    of_torch = (module for module in model.modules() if type(module).__module__ == "torch.nn.modules.activation")
+    return ", ".join(sorted({type(module).__name__ for module in of_torch if not is_activation(module)}))
 
 
 def _check_not_above(found: Plan, budget: object) -> None:

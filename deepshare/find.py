@@ -5,6 +5,7 @@ model. Only rewriting does (graph.py).
 """
 
 import copy
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -76,10 +77,17 @@ class SiteNames:
 
 @dataclass(frozen=True)
 class Call:
-    """One activation call: the site as it stands, and the path of the called module (None for a function)."""
+    """One activation call.
+
+    Attributes:
+        site: as it stands.
+        module: path of the called module, None for a function.
+        features_last: it activates what a linear layer made of [N, ..., features]; dimension 1 is no channel then.
+    """
 
     site: Site
     module: str | None
+    features_last: bool = False
 
 
 def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
@@ -171,6 +179,7 @@ class _Watch(TorchFunctionMode):
         self._stack: list[str] = []
         self._inside = 0
         self._leaders: list[_Leader] = []
+        self._features_last: list[weakref.ref[Tensor]] = []
         for path, module in self.model.named_modules():
             enter, leave = self._activation(path) if is_activation(module) and path else self._caller(path)
             module.register_forward_pre_hook(enter, with_kwargs=True)
@@ -180,10 +189,13 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is F.linear and result.dim() > 2:
+            self._features_last.append(weakref.ref(result))
         kind = None if self._inside else function_kind(func)
         if kind is not None:
             name = self._names.of_function(self._stack[-1], kind)
-            self.calls.append(Call(Site(name, _per_image(name, result), kind), None))
+            x = args[0] if args else (kwargs or {}).get("input")
+            self.calls.append(Call(Site(name, _per_image(name, result), kind), None, self._is_features_last(x)))
         return result
 
     def _caller(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -222,7 +234,10 @@ class _Watch(TorchFunctionMode):
         else:
             plain = (kind for kind, made in PLAIN.items() if isinstance(module, made))
             site = Site(name, shape, next(plain, "linear"))
-        self.calls.append(Call(site, path))
+        self.calls.append(Call(site, path, self._is_features_last(x)))
+
+    def _is_features_last(self, x: object) -> bool:
+        return any(made() is x for made in self._features_last)
 
     def _shared(self, name: str, shape: tuple[int, ...], module: SharedReLU2d, x: Tensor, source: object) -> Site:
         """A follower if its gates are a known leader's. Gates of another source are compared, and so paid, here."""

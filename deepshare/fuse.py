@@ -8,8 +8,9 @@ import torch
 from torch import fx, nn
 
 from deepshare.find import without_weights
-from deepshare.graph import graph_module, keep_constants, preactivation, trace
+from deepshare.graph import graph_module, preactivation
 from deepshare.nn import SharedReLU2d
+from deepshare.trace import keep_constants, trace
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -36,7 +37,7 @@ def fuse(model: nn.Module, input_size: Sequence[int]) -> nn.Module:
     if not any(isinstance(module, SharedReLU2d) for module in model.modules()):
         return model
     probe, graph = trace(model, f"fuse: {type(model).__name__} cannot be traced by torch.fx:")
-    shapes = _shapes(model, graph, input_size)
+    shapes = _shapes(probe, graph, input_size)
     modules = {path: module for path, module in model.named_modules() if isinstance(module, SharedReLU2d)}
     gated = {n: modules[str(n.target)].prototypes for n in graph.nodes if n.op == "call_module" and n.target in modules}
     for node in gated:

@@ -19,12 +19,11 @@ from deepshare.find import (
     is_activation,
     linear_activation,
     relies_on_in_place,
-    without_weights,
 )
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.site import PlanError, Site
+from deepshare.trace import keep_constants, trace
 
-_CONSTANTS = "traced_constants"  # the submodule for tensors that forward makes from nothing
 _IN_PLACE_OPERATORS = frozenset(
     (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod)
 )
@@ -148,31 +147,6 @@ def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Mod
     return graph_module(result, graph)
 
 
-class Tracer(fx.Tracer):
-    """Keeps activations whole, as torch.nn's are."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_activation(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(model: nn.Module, here: str) -> tuple[nn.Module, fx.Graph]:
-    """(what was traced, a graph that is the same in train() and in eval()).
-
-    Raises:
-        PlanError: there is none; the message begins with `here`.
-    """
-    training, evaluation = without_weights(model).train(), without_weights(model).eval()
-    try:
-        graph, other = Tracer().trace(training), Tracer().trace(evaluation)
-    except Exception as error:
-        raise PlanError(f"{here} {type(error).__name__}: {error}") from error
-    lines = zip(str(graph).splitlines(), str(other).splitlines(), strict=False)
-    different = next((f"{a.strip()} / {b.strip()}" for a, b in lines if a != b), None)
-    if different is not None or len(graph.nodes) != len(other.nodes):
-        raise PlanError(f"{here} forward does other things in train() than in eval(): {different}")
-    return training, graph
-
-
 def _trace(model: nn.Module, changes: Sequence[Change], reason: str) -> tuple[nn.Module, fx.Graph, list[fx.Node]]:
     """(what was traced, its graph, the activation calls in it). One graph must serve train() and eval()."""
     here = f"apply_plan: {reason}; that needs torch.fx, and {type(model).__name__} cannot be traced:"
@@ -266,18 +240,6 @@ def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[
                 f"in place before: {between.format_node()}"
             )
         between = between.next
-
-
-def keep_constants(graph: fx.Graph, probe: nn.Module, result: nn.Module) -> None:
-    """Tensors that forward makes from nothing are constants of the trace: kept, but never in a state dict."""
-    constants = nn.Module().train(result.training)
-    for node in graph.nodes:
-        name = str(node.target)
-        if node.op == "get_attr" and name.startswith("_tensor_constant") and not hasattr(result, name):
-            constants.register_buffer(name, getattr(probe, name), persistent=False)
-            node.target = f"{_CONSTANTS}.{name}"
-    if list(constants.buffers()):
-        result.add_module(_CONSTANTS, constants)
 
 
 def graph_module(result: nn.Module, graph: fx.Graph) -> fx.GraphModule:

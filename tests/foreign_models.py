@@ -11,7 +11,7 @@ SIZE = (3, 12, 12)
 
 
 class Plain(nn.Module):
-    """A CNN with functional ReLUs, one of them in place, one a method, and one behind a linear layer."""
+    """A CNN with functional ReLUs, one in place, one a method, one behind a linear layer; functional dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Plain(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x), inplace=True), 2)
         x = F.max_pool2d(self.conv3(x).relu(), 2)
         x = F.relu(self.fc1(x.view(x.size(0), -1)))
-        return self.fc2(F.dropout(x, 0.1, training=False))
+        return self.fc2(F.dropout(x, 0.1, training=self.training))
 
 
 class OneReLU(nn.Module):
@@ -190,6 +190,28 @@ class ControlFlowOverFunctions(ControlFlow):
         if not torch.isfinite(x).all():
             raise ValueError("the input must be finite")
         return self.head(F.relu(self.conv2(x)).mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """A transformer's layer: [N, tokens, features], the activation over the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1, 2))
+
+
+class Mixer(Tokens):
+    """The same habit with a module, a GELU, over [N, H, W, features]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.permute(0, 2, 3, 1))
 
 
 class Smooth(nn.Module):

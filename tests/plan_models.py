@@ -133,7 +133,7 @@ class Extras(nn.Module):
 
 
 class TrainingDependent(nn.Module):
-    """Does another thing in train() than in eval(), out of a trace's sight."""
+    """Drops in train() and not in eval(), by an argument that a trace takes for a constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,6 +142,16 @@ class TrainingDependent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(self.act1(self.conv(x)), 0.5, self.training)
+        return self.act2(x - 0.5)
+
+
+class TrainingBranch(TrainingDependent):
+    """Does more in train() than in eval()."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.conv(x))
+        if self.training:
+            x = x + torch.randn_like(x)
         return self.act2(x - 0.5)
 
 

@@ -14,11 +14,13 @@ from foreign_models import (
     Branches,
     ControlFlow,
     ControlFlowOverFunctions,
+    Mixer,
     Mobile,
     OneReLU,
     Plain,
     Residual,
     Smooth,
+    Tokens,
 )
 from torch import Tensor, fx, nn
 
@@ -27,6 +29,7 @@ from deepshare.budget import BudgetError, weights_of
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.plan import Plan, PlanError, apply_plan, count_drelus
 
+pytestmark = pytest.mark.filterwarnings("ignore:convert. Sigmoid stay")
 foreign = pytest.mark.parametrize("make", FOREIGN)
 
 
@@ -45,6 +48,12 @@ def built(make: type[nn.Module], seed: int = 0) -> nn.Module:
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return model
+
+
+def seeded(model: nn.Module) -> Tensor:
+    """Its output with the same dropout every time."""
+    torch.manual_seed(3)
+    return model(images())
 
 
 def followers(plan: Plan) -> int:
@@ -70,7 +79,7 @@ def test_all_gates_leave_the_function_as_it_was(make, training):
     model = built(make).train(training)
     result = convert(model, SIZE, Plan.of(model, SIZE).drelus)
     assert all(site.prototypes == site.channels for site in Plan.of(result, SIZE))
-    before, after = model(images()), result(images())
+    before, after = seeded(model), seeded(result)
     assert torch.equal(after, before)
     assert not torch.equal(before, torch.zeros_like(before))
     after.square().sum().backward()
@@ -205,6 +214,13 @@ def test_a_model_torch_fx_cannot_trace_shares_channels_alone():
     assert torch.equal(full(images()), model(images()))
 
 
+@pytest.mark.filterwarnings("default")
+def test_activations_that_are_no_sites_are_named():
+    with pytest.warns(UserWarning, match="convert: Sigmoid stay as they are, and are in no count"):
+        result = convert(built(Branches), SIZE, 600)
+    assert type(result.gate) is nn.Sigmoid
+
+
 @pytest.mark.parametrize("settings", [{"layer_sharing": True}, {"group": 2}])
 def test_layer_sharing_that_was_asked_for_is_not_left_out(settings):
     with pytest.raises(PlanError, match=r"site 'act2' takes or loses the gates.*ControlFlow cannot be traced"):
@@ -248,6 +264,13 @@ def test_a_group_length_that_cannot_spend_the_budget_warns():
         (Plain, {"budget": 400, "input_size": (3, 16, 16)}, PlanError, r"does not run on a batch \[1, 3, 16, 16\]"),
         (Plain, {"budget": 400, "input_size": "3x12x12"}, PlanError, "convert: input_size must be positive ints"),
         (Smooth, {"budget": 400}, PlanError, "Smooth calls no ReLU.*it has Hardswish, SiLU: what"),
+        (Tokens, {"budget": 400}, PlanError, r"'layer:relu' activates a linear layer over \[N, 36, 16\], whose last"),
+        (
+            Mixer,
+            {"budget": 400},
+            PlanError,
+            r"site 'layer.1' activates a linear layer over \[N, 12, 12, 8\]",
+        ),
         (nn.Flatten, {"budget": 400}, PlanError, "Flatten calls no ReLU.*it has none"),
     ],
 )

@@ -14,6 +14,7 @@ from plan_models import (
     LeaderReadInPlace,
     Reused,
     ShortcutOfOverwritten,
+    TrainingBranch,
     TrainingDependent,
     Untraceable,
     chain,
@@ -22,6 +23,7 @@ from torch import fx, nn
 
 from deepshare import models
 from deepshare.budget import allocate
+from deepshare.fuse import fuse
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.ops import shared_relu
 from deepshare.plan import Plan, PlanError, apply_plan
@@ -259,11 +261,43 @@ def test_an_untraceable_model_refuses_the_rest(changes, message):
 
 
 def test_one_graph_must_serve_training_and_evaluation():
-    plan = Plan.of(TrainingDependent(), SIZE)
-    with pytest.raises(PlanError, match=r"other things in train\(\) than in eval\(\).*training"):
-        apply_plan(TrainingDependent(), led_by_first(plan, 1))
-    swapped = apply_plan(TrainingDependent(), plan.replace("act2", "shared", prototypes=1))
-    assert not torch.equal(swapped.train()(image()), swapped(image()))  # dropout still drops
+    plan = Plan.of(TrainingBranch(), SIZE)
+    with pytest.raises(PlanError, match=r"other things in train\(\) than in eval\(\).*randn_like"):
+        apply_plan(TrainingBranch(), led_by_first(plan, 1))
+    swapped = apply_plan(TrainingBranch(), plan.replace("act2", "shared", prototypes=1))
+    assert not torch.equal(swapped.train()(image()), swapped(image()))  # the branch is still taken
+
+
+class NotDropping(TrainingDependent):
+    """The argument is the mode's opposite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act2(F.dropout(self.act1(self.conv(x)), p=0.5, training=not self.training) - 0.5)
+
+
+@pytest.mark.parametrize("make", [TrainingDependent, NotDropping])
+def test_what_follows_the_mode_by_an_argument_goes_on_following_it(make):
+    model = make().eval()
+    plan = all_shared_in_full(Plan.of(model, SIZE)).replace("act2", "shared", leader="act1")
+    plan = plan.replace("act1", "shared", prototypes=4)
+    result = apply_plan(model, plan)
+    assert isinstance(result, fx.GraphModule)
+    assert list(result.state_dict())[:2] == list(model.state_dict())
+    buffer = io.BytesIO()
+    torch.save(result, buffer)
+    buffer.seek(0)
+    again = apply_plan(result, plan.replace("act2", "relu").replace("act2", "shared", leader="act1"))
+    compiled = torch.compile(copy.deepcopy(result), backend="aot_eager", fullgraph=True)
+    twins = [copy.deepcopy(result), torch.load(buffer, weights_only=False), fuse(result, SIZE), again, compiled]
+    for twin in (result, *twins):
+        for training in (True, False, True):
+            twin.train(training)
+            drops = training is (make is TrainingDependent)
+            assert torch.equal(twin(image()), twin(image())) is not drops
+    hidden = model.conv(image())
+    expected = (F.relu(hidden) - 0.5) * (hidden >= 0)
+    if make is TrainingDependent:
+        torch.testing.assert_close(result.eval()(image()), expected)
 
 
 @pytest.mark.parametrize(("make", "name"), [(InPlace, "act"), (ShortcutOfOverwritten, "act1")])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # part -> the parts it may import, itself aside. A part is a module or a package right under deepshare/.
 OPERATORS = {"channel_map", "raw_ops", "packed_gates", "ops", "masked", "share"}
 FOUNDATION = OPERATORS | {"nn", "files"}
-PLAN = {"site", "find", "graph", "fuse", "plan"}
+PLAN = {"site", "find", "trace", "graph", "fuse", "plan"}
 BELOW_TRAIN = FOUNDATION | PLAN | {"models", "checkpoint"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
@@ -27,8 +27,9 @@ ALLOWED: dict[str, set[str]] = {
     "nn": OPERATORS,
     "site": FOUNDATION,
     "find": FOUNDATION | {"site"},
-    "graph": FOUNDATION | {"site", "find"},
-    "fuse": FOUNDATION | {"find", "graph"},
+    "trace": FOUNDATION | {"site", "find"},
+    "graph": FOUNDATION | {"site", "find", "trace"},
+    "fuse": FOUNDATION | {"find", "trace", "graph"},
     "plan": FOUNDATION | {"site", "find", "graph"},
     "models": FOUNDATION | PLAN,
     "checkpoint": FOUNDATION | PLAN | {"models"},
