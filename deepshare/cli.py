@@ -6,7 +6,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepshare.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +81,7 @@ def _add_count(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--stem-relu", action="store_true", default=None, help="count a ReLU after the stem")
     command.add_argument("--multipliers", metavar="A,B,C", help="channels of each further stage, as a factor")
     command.add_argument("--blocks", metavar="N,N,...", help="blocks per stage")
+    command.add_argument("--cost", action="store_true", help="also FLOPs and parameters, by site and by stage")
     command.add_argument("--rho", type=float, help="0.5: feature maps of half the height and width")
     command.set_defaults(run=_count)
 
@@ -139,7 +143,11 @@ def _count(options: argparse.Namespace) -> None:
     elif models.is_name(options.model):
         size = parse_input_size(options.input or "3x32x32")
         plan = None if options.plan is None else Plan.load(options.plan)
-        print(models.count_table(options.model, size, plan=plan, **_model_settings(options)))
+        settings = _model_settings(options)
+        if options.cost:
+            _print_cost({"name": options.model, "in_channels": size[0], **settings}, size, plan)
+        else:
+            print(models.count_table(options.model, size, plan=plan, **settings))
     elif Path(options.model).is_file():
         _count_checkpoint(options)
     else:
@@ -155,7 +163,22 @@ def _count_checkpoint(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None:
             raise ArgumentError(f"--{name.replace('_', '-')} goes with a model's name, not with a checkpoint")
     checkpoint = load_checkpoint(options.model)
-    print(f"{options.model}: {models.describe(checkpoint.spec)}\n{checkpoint.plan.table()}")
+    if options.cost:
+        print(f"{options.model}:")
+        _print_cost(checkpoint.spec, checkpoint.plan.input_size, checkpoint.plan)
+    else:
+        print(f"{options.model}: {models.describe(checkpoint.spec)}\n{checkpoint.plan.table()}")
+
+
+def _print_cost(spec: dict[str, Any], size: tuple[int, ...], plan: "Plan | None") -> None:
+    from deepshare import models
+    from deepshare.analysis.cost import cost
+
+    print(models.describe(spec))
+    print(cost(models.shapes_only(spec), size, plan=plan).table())
+    for stem_relu in (False, True):
+        found = cost(models.shapes_only({**spec, "stem_relu": stem_relu}), size)
+        print(f"All ReLUs, {models.convention(stem_relu, spec['name'])}: {found.relus:,}.")
 
 
 _MODEL_SETTINGS = ("width", "stem_relu", "multipliers", "blocks", "rho")
