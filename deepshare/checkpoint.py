@@ -17,7 +17,12 @@ from deepshare.plan import Plan, PlanError, apply_plan
 
 VERSION = 1
 _SPEC = {"name": str, "num_classes": int, "width": int, "stem_relu": bool, "in_channels": int, "input_size": list}
-_SHAPE = {"multipliers": list, "blocks": list, "rho": float}  # optional: absent or None means as published
+_SHAPE = {
+    "multipliers": list,
+    "blocks": list,
+    "rho": float,
+    "reuse": dict,
+}  # optional: absent or None means as published
 
 
 class CheckpointError(Exception):
@@ -31,7 +36,7 @@ class Checkpoint:
     Attributes:
         model: with the plan's activations and the saved weights, on the CPU, in eval mode.
         spec: `models.create`'s arguments (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`; `multipliers`,
-            `blocks`, `rho` where they are not as published), and `input_size`, sizes as lists.
+            `blocks`, `rho`, `reuse` where they are not as published), and `input_size`, sizes as lists.
         plan: what stands at its sites.
         recipe, metrics: as they were given to `save_checkpoint`.
     """

@@ -202,7 +202,7 @@ def equalize_width(
             satisfy the inequality, which the message spells out.
     """
     sizes = _checked_sizes("equalize_width", "blocks", blocks)
-    stages = _checked_order("equalize_width", order, len(sizes))
+    stages = checked_order("equalize_width", order, len(sizes))
     (floor,) = _checked_sizes("equalize_width", "least", (least,))
     result = Equalization(stages, sizes, floor)
     if not result.minimal:
@@ -238,7 +238,7 @@ def equalize_depth(
         EqualizationError: as `equalize_width`; or a stage needs more than `most` blocks.
     """
     multipliers = _checked_sizes("equalize_depth", "factors", factors)
-    stages = _checked_order("equalize_depth", order, len(multipliers) + 1)
+    stages = checked_order("equalize_depth", order, len(multipliers) + 1)
     per_block = relative_relus((1,) * len(stages), multipliers)
     blocks, below = [0] * len(stages), Fraction(0)
     for stage in reversed(stages):
@@ -285,7 +285,8 @@ def _share(blocks: Sequence[int], stage: int) -> str:
     return f"{blocks[stage - 1]}{names}/{SHRINK ** (stage - 1)}" if stage > 1 else str(blocks[0])
 
 
-def _checked_order(here: str, order: Sequence[int | str], stages: int) -> tuple[int, ...]:
+def checked_order(here: str, order: Sequence[int | str], stages: int) -> tuple[int, ...]:
+    """Stage numbers of an order of numbers or names ("S3"). Raises EqualizationError if it is no permutation."""
     numbers = [one.removeprefix("S") if isinstance(one, str) else one for one in order]
     found = [int(one) if isinstance(one, str) and one.isascii() and one.isdigit() else one for one in numbers]
     if sorted(map(repr, found)) != sorted(map(repr, range(1, stages + 1))):

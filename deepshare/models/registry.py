@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from deepshare.models.families import PATTERNS, PUBLISHED, Family, family_of
+from deepshare.models.reuse import with_reuse
 from deepshare.plan import Plan, PlanError
 from deepshare.site import checked_image_size
 
@@ -48,6 +49,7 @@ def create(
     multipliers: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
     rho: float = 1.0,
+    reuse: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A freshly initialised model, every activation an nn.ReLU.
 
@@ -62,10 +64,12 @@ def create(
         multipliers: channels of each stage after the first as a factor of those before; ResNets and WideResNets.
         blocks: per stage; ResNets and WideResNets.
         rho: 1, or 0.5 for feature maps of half the height and width (DeepReDuce, section 3.3).
+        reuse: convolutions in groups of which one has ReLUs (DeepReShape, section 4.2): `reuse.with_reuse`'s settings.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones), or a setting that is no int from 1 to its limit,
-            of another length than the network has stages, not 1 or 0.5, or not to be changed in this family.
+            of another length than the network has stages, not 1 or 0.5, not to be changed in this family, or (`reuse`)
+            for layers that the network does not have or that cannot be split.
     """
     family = _family(name)
     width = family.width if width is None else width
@@ -74,7 +78,7 @@ def create(
     if isinstance(rho, bool) or rho not in RHOS:
         raise ValueError(f"models.create: rho must be 1 or 0.5 (got {rho!r:.80})")
     shape = _shape(name, family, width, multipliers, blocks)
-    return family.build(
+    model = family.build(
         num_classes=num_classes,
         width=width,
         stem_relu=stem_relu,
@@ -82,6 +86,7 @@ def create(
         rho=float(rho),
         **shape,
     )
+    return model if reuse is None else with_reuse(model, reuse)
 
 
 def _family(name: str) -> Family:
@@ -153,7 +158,15 @@ def describe(spec: Mapping[str, Any]) -> str:
     width = spec.get("width") or default_width(name)
     shape = [f"{key} {_joined(spec[key])}" for key in ("multipliers", "blocks") if spec.get(key)]
     rho = [f"rho {spec['rho']:g}"] if spec.get("rho", 1.0) != 1.0 else []
-    return f"{', '.join([name, f'width {width}', *shape, *rho])}: {convention(spec.get('stem_relu', False), name)}"
+    reuse = [_reuse(spec["reuse"])] if spec.get("reuse") else []
+    return (
+        f"{', '.join([name, f'width {width}', *shape, *rho, *reuse])}: {convention(spec.get('stem_relu', False), name)}"
+    )
+
+
+def _reuse(settings: Mapping[str, Any]) -> str:
+    form = settings.get("form", "three") + ("" if settings.get("shortcuts", True) else " without shortcuts")
+    return f"ReLU-reuse by {settings['factor']} ({form}) in {len(settings['layers'])} layers"
 
 
 def _joined(values: Sequence[int]) -> str:

@@ -146,7 +146,8 @@ def with_reuse(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     layers, factor = settings["layers"], settings["factor"]
     form, shortcuts = settings.get("form", "three"), settings.get("shortcuts", True)
     check_settings(factor, form, shortcuts)
-    if not isinstance(layers, list | tuple) or len(set(map(str, layers))) != len(layers):
+    named = isinstance(layers, list | tuple) and all(isinstance(path, str) for path in layers)
+    if not named or len(set(layers)) != len(layers):
         raise ValueError(f"relu_reuse: layers must be a list of different module paths (got {layers!r:.80})")
     result = copy.deepcopy(model)
     for path in layers:
@@ -162,14 +163,14 @@ def with_reuse(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
 _KEYS = {"layers", "factor", "form", "shortcuts"}
 
 
-def splittable(model: nn.Module, path: object) -> nn.Conv2d:
+def splittable(model: nn.Module, path: str) -> nn.Conv2d:
     """The convolution at `path`.
 
     Raises:
         ValueError: it is none; it has groups or dilation; or it does not keep the image's size up to its stride (odd
             kernels, padded by half of them with zeros), as what goes around it does.
     """
-    conv = dict(model.named_modules()).get(str(path))
+    conv = dict(model.named_modules()).get(path)
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"relu_reuse: layer {path!r:.80} must be a convolution (got {type(conv).__name__})")
     padded = [side % 2 and side // 2 for side in conv.kernel_size] == list(

@@ -1,0 +1,136 @@
+"""DeepReShape's pipeline (section 4.3, Algorithm 2): from a network and its order of criticality to specs and plans."""
+
+from collections.abc import Iterable, Sequence
+
+from deepshare import models
+from deepshare.budget import BudgetError
+from deepshare.methods.deepreduce import STEM, cull, on, reshape, stage_relus, thin
+from deepshare.methods.deepreshape import WIDTH, Spec, leanest, lowered, shape_of
+from deepshare.methods.equalization import checked_order
+from deepshare.methods.relu_reuse import relu_reuse
+from deepshare.methods.variant import Variant
+from deepshare.plan import Plan
+
+REUSE = (4, 8, 16)  # Algorithm 2, lines 7 to 9
+WIDTHS = (8, 16, 32)  # m of Tables 6 and 13
+
+
+def algorithm2(
+    spec: Spec,
+    order: Sequence[int | str],
+    input_size: Sequence[int],  # (C, H, W)
+    *,
+    cull_least: bool | None = None,
+    factors: Iterable[int] = REUSE,
+) -> list[Variant]:
+    """The ReLU-optimized forms of one network, most ReLUs first (Algorithm 2).
+
+    The network, its least critical stage culled if that stage has the most ReLUs; this thinned; the thinned one with
+    half the channels; the thinned one with ReLU-reuse by each of `factors`, three groups, in every layer that keeps
+    its ReLU. The stem's ReLU counts as stage 1's (Table 4), and goes with stage 1 or with thinning.
+
+    Args:
+        order: stages from most to least critical. (The paper lists them the other way round here; one convention for
+            both its algorithms.)
+        cull_least: whether the least critical stage is culled; by default as Algorithm 2 decides. True for ResNet34's
+            2x6x3x, whose stage 1 Table 14 culls although its stage 3 has more ReLUs (147,456 to 114,688).
+
+    Raises:
+        ValueError: order is no permutation of the stages, the channels cannot be halved or split, or a stage cannot be
+            thinned.
+    """
+    stages = [f"S{number}" for number in checked_order("algorithm2", order, len(shape_of(spec)[0]))]
+    full = Plan.of(models.shapes_only(spec), tuple(input_size))
+    least = stages[-1]
+    culled = _dominates(spec, full, least) if cull_least is None else cull_least
+    net, label = full, ""
+    if culled:
+        net, label = cull(spec, full, [least, *_stem(spec, full)] if least == "S1" else [least]), f"C{least[1:]}"
+        stages = stages[:-1]
+    thinned = thinned_plan(spec, net, stages)
+    steps = f"{label}+RT" if culled else "RT"
+    half = reshape(spec, alpha=0.5)
+    found = [named(spec, label, net), named(spec, steps, thinned), named(half, steps, on(half, thinned))]
+    return [*found, *(reused(found[1], factor) for factor in factors)]
+
+
+def reused(variant: Variant, factor: int) -> Variant:
+    """The variant with ReLU-reuse by `factor` in every layer that keeps its ReLU; the spec rebuilds the network.
+
+    Raises:
+        PlanError: as `relu_reuse`.
+    """
+    made = relu_reuse(models.shapes_only(variant.spec), variant.plan, factor)
+    return Variant(f"{variant.name}+Re2({factor})", {**variant.spec, "reuse": made.settings}, made.plan)
+
+
+def pipeline(
+    spec: Spec,
+    order: Sequence[int | str],
+    input_size: Sequence[int],  # (C, H, W)
+    *,
+    widths: Iterable[int] = WIDTHS,
+    factors: Iterable[int] = REUSE,
+) -> list[Variant]:
+    """Networks over a wide range of ReLU counts, from one network and its order of criticality (section 4.3).
+
+    Step 1, ReLU equalization, gives the leanest HybReNet (`deepreshape.leanest`); step 2 sets alpha to 2. At each width
+    m the first is thinned and the second culled in stage 1 and thinned; at m = 16 the second also has ReLU-reuse. These
+    are the rows of Tables 6, 13 and, for ResNet34, 14.
+
+    Returns:
+        Most DReLUs first; no training decides anything.
+
+    Raises:
+        EqualizationError, ValueError: as `leanest` and `algorithm2`.
+    """
+    found = []
+    for m in widths:
+        equal = leanest(spec, order, m=m)
+        found.append(algorithm2(equal, order, input_size, cull_least=False, factors=())[1])
+        found.append(algorithm2(lowered(equal), order, input_size, cull_least=True, factors=())[1])
+    culled = algorithm2(lowered(leanest(spec, order, m=WIDTH)), order, input_size, cull_least=True, factors=())[1]
+    found += [reused(culled, factor) for factor in factors]
+    return sorted(found, key=lambda variant: -variant.plan.drelus)
+
+
+def for_budget(variants: Sequence[Variant], budget: int) -> Variant:
+    """The variant with the most DReLUs not above `budget`; of equal ones the first.
+
+    Counts are few and fixed ("achieving a specific target is challenging", section 7); `thin_then_snl` ends exactly.
+
+    Raises:
+        BudgetError: every variant is above; the message has the smallest.
+    """
+    fitting = [variant for variant in variants if variant.plan.drelus <= budget]
+    if not fitting:
+        least = min((variant.plan.drelus, variant.name) for variant in variants) if variants else (0, "no variant")
+        raise BudgetError(f"for_budget: budget must be at least {least[0]:,}, that of {least[1]} (got {budget!r})")
+    return max(fitting, key=lambda variant: variant.plan.drelus)
+
+
+def thinned_plan(spec: Spec, plan: Plan, stages: Sequence[str]) -> Plan:
+    """The plan thinned in `stages`, the stem's ReLU dropped: Tables 6, 13, 14 and appendix F count none.
+
+    Raises:
+        PlanError: as `deepreduce.thin`.
+    """
+    return thin(spec, cull(spec, plan, _stem(spec, plan)), stages)
+
+
+def named(spec: Spec, steps: str, plan: Plan) -> Variant:
+    """A variant under the paper's name for it: the network, m, what was culled (C), thinned (RT), reused (Re2)."""
+    width = spec.get("width") or models.default_width(spec["name"])
+    shape = "".join(f" {key} {'-'.join(map(str, spec[key]))}" for key in ("multipliers", "blocks") if spec.get(key))
+    return Variant(f"{spec['name']}{shape} m={width} {steps}".strip(), dict(spec), plan)
+
+
+def _dominates(spec: Spec, full: Plan, stage: str) -> bool:
+    """Whether the stage has more ReLUs than any other ("the highest fraction", ICLR version), the stem with stage 1."""
+    counts = stage_relus(spec, full)
+    counts["S1"] += counts.pop(STEM, 0)
+    return all(counts[stage] > count for other, count in counts.items() if other != stage)
+
+
+def _stem(spec: Spec, plan: Plan) -> list[str]:
+    return [STEM] if STEM in stage_relus(spec, plan) else []
