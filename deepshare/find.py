@@ -230,7 +230,7 @@ class _Watch(TorchFunctionMode):
             source = args[1] if len(args) > 1 else kwargs.get("source")
             site = self._shared(name, shape, module, x, source)
         elif isinstance(module, MaskedReLU2d):
-            site = Site(name, shape, "mask", mask=Mask.of(module.mask))
+            site = Site(name, shape, "mask", mask=Mask.of(module.mask), zero_out=module.zero_out)
         else:
             plain = (kind for kind, made in PLAIN.items() if isinstance(module, made))
             site = Site(name, shape, next(plain, "linear"))

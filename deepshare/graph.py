@@ -120,7 +120,7 @@ def _build(change: Change, model: nn.Module) -> nn.Module:
     if change.prototypes is not None:
         module = SharedReLU2d(site.channels, change.prototypes)
     elif site.mask is not None:
-        module = MaskedReLU2d(site.mask.tensor())
+        module = MaskedReLU2d(site.mask.tensor(), zero_out=site.zero_out)
     else:
         module = PLAIN[site.kind]() if site.kind in PLAIN else linear_activation()
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))

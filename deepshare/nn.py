@@ -126,11 +126,13 @@ class SharedReLU2d(nn.Module):
 class MaskedReLU2d(nn.Module):
     """SNL's partly linearised activation, y = mask * relu(x) + (1 - mask) * x (SNL eq. 2; per channel: eq. 6).
 
-    One pass of `masked_relu`, whose numbers it has: the gradient at 0 is 1.
+    One pass of `masked_relu`, whose numbers it has: the gradient at 0 is 1. With `zero_out` it is y = mask * relu(x)
+    (SNL eq. 7): what keeps no ReLU is 0, and costs no DReLU either.
 
     Args:
         mask: bool [C, H, W] (a gate per pixel) or [C] (per channel), True where the ReLU stays. DReLUs: the ones of
             the mask, H*W each if per channel.
+        zero_out: the other elements are 0, not passed on.
 
     Raises:
         TypeError: mask is not a bool tensor. ValueError: it has neither shape, or x does not fit it.
@@ -138,19 +140,58 @@ class MaskedReLU2d(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, *, zero_out: bool = False) -> None:
         super().__init__()
         if mask.dtype != torch.bool:
             raise TypeError(f"MaskedReLU2d: mask must be bool (got {mask.dtype})")
         if mask.dim() not in (1, 3):
             raise ValueError(f"MaskedReLU2d: mask must be [C, H, W] or [C] (got {list(mask.shape)})")
         self.register_buffer("mask", mask.clone())
+        self.zero_out = zero_out
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         if self.mask.shape not in (x.shape[1:], x.shape[1:2]):
             raise ValueError(f"MaskedReLU2d: x must fit the mask {list(self.mask.shape)} (got {list(x.shape)})")
+        if self.zero_out:  # where, not a product: 0 * inf would be NaN
+            return torch.where(_per_element(self.mask, x), torch.relu(x), x.new_zeros(()))
         return masked_relu(x, self.mask)
 
     def extra_repr(self) -> str:
-        shape = str(list(self.mask.shape))
+        shape = str(list(self.mask.shape)) + (", zero_out=True" if self.zero_out else "")
         return shape if self.mask.is_meta else f"{shape}, kept={int(self.mask.sum())}"
+
+
+class LearnedMask(nn.Module):
+    """MaskedReLU2d while its mask is learned (SNL Algorithm 1, lines 2 to 10): a real weight per pixel or channel.
+
+        y = mask * relu(x) + (1 - mask) * x      SNL eq. 2, per channel eq. 6: one pass of `masked_relu`
+        y = mask * relu(x)                       with zero_out, eq. 7
+
+    The mask starts at 1, where the module is nn.ReLU, and is not held in 0..1, as in the paper: the penalty draws it
+    to 0 and over it. It is a phase of training, no activation of a plan: `Plan.of` does not count it.
+
+    Args:
+        shape: (C, H, W), a weight per pixel, or (C,), per channel.
+        zero_out: eq. 7 in place of eq. 2.
+
+    Raises:
+        ValueError: the shape is neither.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, zero_out: bool = False) -> None:
+        super().__init__()
+        if len(shape) not in (1, 3):
+            raise ValueError(f"LearnedMask: shape must be (C, H, W) or (C,) (got {tuple(shape)})")
+        self.mask = nn.Parameter(torch.ones(shape))
+        self.zero_out = zero_out
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        return _per_element(self.mask, x) * torch.relu(x) if self.zero_out else masked_relu(x, self.mask)
+
+    def extra_repr(self) -> str:
+        return str(list(self.mask.shape)) + (", zero_out=True" if self.zero_out else "")
+
+
+def _per_element(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask [C] of x [N, C, *S] with a dimension of 1 for each of S; a mask [C, *S] as it is."""
+    return mask.reshape(-1, *(1,) * (x.dim() - 2)) if mask.dim() == 1 else mask

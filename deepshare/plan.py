@@ -84,11 +84,12 @@ class Plan:
         prototypes: int | None = None,
         leader: str | None = None,
         mask: Mask | Tensor | None = None,  # bool [C, H, W] or [C]
+        zero_out: bool = False,
     ) -> "Plan":
         """The plan with another activation at one site. Raises PlanError for an unknown site or a wrong result."""
         old = self[name]
         packed = Mask.of(mask) if isinstance(mask, Tensor) else mask
-        new = Site(name, old.shape, kind, prototypes, leader, packed)
+        new = Site(name, old.shape, kind, prototypes, leader, packed, zero_out)
         return Plan(tuple(new if site is old else site for site in self.sites), self.input_size)
 
     def replace_all(self, kind: Kind) -> "Plan":
@@ -174,7 +175,7 @@ def _gates(site: Site) -> str:
     if site.leader is not None:
         return f"of {site.leader}"
     if site.mask is not None:
-        return f"{site.drelus:,} of {site.size:,}"
+        return f"{site.drelus:,} of {site.size:,}" + (", else 0" if site.zero_out else "")
     return {"relu": "all", "relu6": "all, clipped", "gelu": "all, soft", "linear": "none"}[site.kind]
 
 

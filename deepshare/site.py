@@ -73,6 +73,7 @@ class Site:
         prototypes: P in 1..C, for a shared site with gates of its own.
         leader: name of the site whose gates a shared site takes (layer sharing).
         mask: for a mask site; a bool tensor is packed into a `Mask`.
+        zero_out: for a mask site: what keeps no ReLU is 0 (SNL eq. 7), not passed on. It costs no DReLU either way.
 
     Raises:
         PlanError: a field is out of range, or belongs to another kind.
@@ -84,6 +85,7 @@ class Site:
     prototypes: int | None = None
     leader: str | None = None
     mask: Mask | None = None
+    zero_out: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -106,6 +108,8 @@ class Site:
             )
         if (self.kind == "mask") != (self.mask is not None):
             raise PlanError(f"{here}: kind 'mask' has a mask, no other kind has one (got kind {self.kind!r})")
+        if self.zero_out is not False and (self.zero_out is not True or self.mask is None):
+            raise PlanError(f"{here}: zero_out must be true or false, and only a mask site has it (got {self.kind!r})")
         if self.prototypes is not None and not (_is_int(self.prototypes) and 1 <= self.prototypes <= self.shape[0]):
             raise PlanError(f"{here}: prototypes must be an int in 1..{self.shape[0]} (got {self.prototypes!r})")
         if self.leader is not None and not isinstance(self.leader, str):
@@ -154,6 +158,8 @@ class Site:
         if self.mask is not None:
             bits = base64.b64encode(self.mask.bits).decode("ascii")
             fields["mask"] = {"shape": list(self.mask.shape), "bits": bits}
+        if self.zero_out:
+            fields["zero_out"] = True
         return fields
 
     @classmethod
@@ -162,14 +168,15 @@ class Site:
         if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
             raise PlanError(f"a site must be an object with a name (got {fields!r:.80})")
         here = f"site {fields['name']!r}"
-        unknown = sorted(fields.keys() - {"name", "shape", "kind", "prototypes", "leader", "mask"})
+        unknown = sorted(fields.keys() - {"name", "shape", "kind", "prototypes", "leader", "mask", "zero_out"})
         missing = sorted({"shape", "kind"} - fields.keys())
         if unknown or missing:
             what, field = ("unknown", unknown[0]) if unknown else ("missing", missing[0])
             raise PlanError(f"{here}: {what} field {field!r}")
         mask = _mask_from(here, fields["mask"]) if "mask" in fields else None
         shape = _tuple(here, "shape", fields["shape"])
-        return cls(fields["name"], shape, fields["kind"], fields.get("prototypes"), fields.get("leader"), mask)
+        gates = (fields.get("prototypes"), fields.get("leader"), mask, fields.get("zero_out", False))
+        return cls(fields["name"], shape, fields["kind"], *gates)
 
 
 def _is_int(value: object) -> bool:

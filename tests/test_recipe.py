@@ -107,7 +107,7 @@ def test_wrong_recipes_name_file_key_wanted_and_got(path, old, new, words):
 def test_phases_in_another_order_are_refused(path):
     head, teacher, gelu, switch = GOOD.split("[[phase]]")
     path.write_text("[[phase]]".join((head, gelu, teacher, switch)))
-    with pytest.raises(RecipeError, match="in the order teacher, baseline, gelu, switch, finetune; got gelu, teacher"):
+    with pytest.raises(RecipeError, match="pretrain, baseline, gelu, switch, masks, finetune; got gelu, teacher"):
         load_recipe(path)
 
 
@@ -220,3 +220,96 @@ def test_every_character_survives_being_written(path):
     path.write_text(written, encoding="utf-8")
     assert load_recipe(path).name == name
     assert written.endswith(rest)
+
+
+SNL = """
+[[phase]]
+kind = "pretrain"
+epochs = 4
+batch_size = 32
+lr = 0.1
+schedule = "step"
+milestones = [1, 3]
+factor = 0.1
+distill = "none"
+[[phase]]
+kind = "masks"
+epochs = 9
+batch_size = 32
+lr = 1e-3
+distill = "pretrain"
+[[phase]]
+kind = "finetune"
+epochs = 2
+batch_size = 32
+lr = 1e-3
+distill = "pretrain"
+"""
+
+
+@pytest.fixture
+def snl_path(tmp_path: Path) -> Path:
+    file = tmp_path / "snl.toml"
+    file.write_text(GOOD.partition("[[phase]]")[0].replace('"uniform"', '"snl"') + SNL)
+    return file
+
+
+def test_snl_defaults_are_the_papers_and_resolved(snl_path):
+    recipe = load_recipe(snl_path)
+    settings = recipe.snl
+    assert (settings.lasso, settings.kappa, settings.epsilon, settings.granularity) == (1e-5, 1.1, 0.01, "pixel")
+    assert settings.exact
+    assert not settings.zero_out
+    assert recipe.phase[1].start == "pretrain"
+    assert recipe.needs == "pretrain"
+    assert "[snl]" in recipe.to_toml()
+    snl_path.write_text(recipe.to_toml())
+    assert load_recipe(snl_path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["snl.kappa=0.5"], "snl: snl: kappa must be finite and at least 1|snl.*kappa"),
+        (["snl.granularity=layer"], 'snl.granularity: wanted "pixel" or "channel"'),
+        (["snl.lambda=1"], "snl.lambda: unknown key"),
+        (["plan.method=uniform"], 'phase: wanted masks with plan.method "snl" and no other'),
+        (["phase.masks.kind=baseline"], 'phase: wanted masks with plan.method "snl"'),
+        (["phase.finetune.start=fresh"], "phase.finetune.start: wanted in phase masks alone"),
+        (["phase.masks.distill=teacher"], "some need a teacher phase, others a pretrain phase"),
+        (["phase.pretrain.kind=teacher"], "some need a teacher phase, others a pretrain phase"),
+        (["phase.pretrain.distill=teacher"], 'phase.pretrain.distill: wanted "none"'),
+        (["phase.masks.distill=gelu"], "there is no gelu phase before it"),
+        (["phase.pretrain.milestones=[3, 1]"], "wanted rising epochs from 1 on"),
+        (["phase.pretrain.milestones=[0]"], "wanted rising epochs from 1 on"),
+        (["phase.pretrain.schedule=constant"], 'milestones: wanted with schedule "step"'),
+        (["phase.pretrain.factor=2"], "factor: wanted 0 to 1"),
+        (["phase.masks.lr_end=0.1"], "lr_end: wanted with schedule"),
+        (["distill.beta=2"], 'distill.beta: wanted with method "dkd" alone'),
+        (["distill.method=dkd", "distill.alpha=-1"], "distill.alpha: wanted at least 0"),
+        (["plan.method=file"], "plan.budget: wanted with every method but"),
+        (["plan.weights_from=nowhere.json"], "plan.weights_from: .*nowhere.json"),
+        (["plan.weights_from=3"], "plan.weights_from: wanted the path of a plan.json, got 3"),
+        (["plan.weights_from=x", "plan.weights=[1]"], "wanted this or plan.weights, got both"),
+    ],
+)
+def test_wrong_snl_recipes_are_refused(snl_path, changes, words):
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(snl_path, changes)
+
+
+def test_snl_settings_belong_to_snl(path):
+    with pytest.raises(RecipeError, match=r'snl: wanted with plan.method "snl" alone, it is .uniform.'):
+        load_recipe(path, ["snl.lasso=1e-4"])
+
+
+def test_dkd_has_its_papers_weights(path):
+    assert load_recipe(path).distill.alpha is None
+    distill = load_recipe(path, ["distill.method=dkd"]).distill
+    assert (distill.alpha, distill.beta) == (1, 8)
+    assert load_recipe(path, ["distill.method=dkd", "distill.beta=0.5"]).distill.beta == 0.5
+
+
+def test_step_schedule_multiplies_after_each_milestone(snl_path):
+    rate = load_recipe(snl_path).phase[0].learning_rate
+    assert [rate.at(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.01, 0.01, 0.001])

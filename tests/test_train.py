@@ -200,10 +200,10 @@ def test_two_processes_do_not_train_in_one_folder(finished, tmp_path):
 def test_a_run_that_another_process_began_meanwhile_is_not_taken_over(tmp_path, monkeypatch):
     make_plan = trainer.make_plan
 
-    def begin_meanwhile(recipe, spec):
+    def begin_meanwhile(recipe, spec, known):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "recipe.toml").write_text(small("demo-relu", "seed=7").to_toml())
-        return make_plan(recipe, spec)
+        return make_plan(recipe, spec, known)
 
     monkeypatch.setattr(trainer, "make_plan", begin_meanwhile)
     with pytest.raises(TrainingError, match="there is a run already"):

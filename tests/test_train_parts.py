@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from deepshare import data, models
-from deepshare.nn import SharedReLU2d
+from deepshare.nn import LearnedMask, SharedReLU2d
 from deepshare.plan import Plan, apply_plan
-from deepshare.train import load_recipe, networks
+from deepshare.train import load_recipe, networks, task, train
 from deepshare.train.loop import evaluate, make_optimizer
 from deepshare.train.task import Distillation, HardLabels
 
@@ -25,10 +25,73 @@ def test_distillation_is_the_formula():
     hard = -np.log(softmax(ours)[np.arange(5), labels]).mean()
     student, teacher = softmax(ours / 4), softmax(theirs / 4)
     soft = (teacher * (np.log(teacher) - np.log(student))).sum(1).mean()
-    task = Distillation(Fixed(theirs), temperature=4, weight=0.3)
-    loss = task(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels))
+    distil = Distillation(Fixed(theirs), temperature=4, weight=0.3)
+    loss = distil(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels))
     assert loss.item() == pytest.approx(0.7 * hard + 0.3 * 16 * soft, rel=1e-12)
     assert HardLabels()(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels)).item() == pytest.approx(hard)
+
+
+def entropy_gap(teacher: np.ndarray, student: np.ndarray) -> float:
+    return float((teacher * (np.log(teacher) - np.log(student))).sum(1).mean())
+
+
+def test_decoupled_distillation_is_the_formula_and_its_parts_make_kl():
+    """Zhao et al. 2022: KD = TCKD + (1 - p) NCKD per image, p the teacher's share of the label."""
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.normal(size=(6, 5)) * 3, rng.normal(size=(6, 5)) * 3
+    labels = np.array([0, 4, 1, 3, 0, 2])
+    rows, tensors = np.arange(6), [torch.from_numpy(logits) for logits in (ours, theirs)]
+    student, teacher = softmax(ours), softmax(theirs)
+    p, q = teacher[rows, labels], student[rows, labels]
+    not_label = np.arange(5) != labels[:, None]
+    others = [(share[not_label].reshape(6, 4)) / (1 - share[rows, labels])[:, None] for share in (teacher, student)]
+    tckd = entropy_gap(np.stack([p, 1 - p], 1), np.stack([q, 1 - q], 1))
+    nckd = entropy_gap(*others)
+    hot = torch.from_numpy(labels)
+    assert task.target_kl(*tensors, hot).item() == pytest.approx(tckd, rel=1e-12)
+    assert task.other_kl(*tensors, hot).item() == pytest.approx(nckd, rel=1e-12)
+    assert task.Decoupled(1.5, 6)(*tensors, hot).item() == pytest.approx(1.5 * tckd + 6 * nckd, rel=1e-12)
+    for i in range(6):
+        one = [logits[i : i + 1] for logits in tensors]
+        whole = task.target_kl(*one, hot[i : i + 1]) + (1 - p[i]) * task.other_kl(*one, hot[i : i + 1])
+        assert task.kl(*one, hot[i : i + 1]).item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_decoupled_distillation_stays_finite_where_the_label_has_all_the_share():
+    logits = torch.tensor([[200.0, 0.0, 1.0]], requires_grad=True)
+    loss = task.Decoupled(1, 8)(logits, torch.tensor([[180.0, 2.0, 0.0]]), torch.tensor([0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 1].abs() > 0.1  # NCKD still speaks of the other classes
+
+
+def test_a_recipe_says_how_a_phase_distils(tmp_path):
+    changes = ["model.width=2", "data.limit=64", "phase.*.epochs=1", "phase.*.batch_size=32"]
+    losses = []
+    for more in ([], ["distill.method=dkd"], ["distill.method=dkd", "distill.beta=2"]):
+        result = train(load_recipe("demo-relu", [*changes, *more]), tmp_path / str(len(losses)))
+        losses.append([row["loss"] for row in result.rows])
+    assert len({loss[0] for loss in losses}) == 1  # the teacher learns from labels
+    assert len({loss[1] for loss in losses}) == 3
+
+
+def test_masks_are_learned_by_adam_without_weight_decay():
+    phase = load_recipe("demo-snl-960", ["phase.masks.weight_decay=5e-4"]).phase_of("masks")
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), LearnedMask((8,)))
+    optimizer = make_optimizer(model, phase)
+    assert isinstance(optimizer, torch.optim.Adam)
+    decay = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
+    assert decay[id(model[1].mask)] == 0
+    assert decay[id(model[0].weight)] == 5e-4
+
+
+def test_the_lasso_is_added_to_any_task():
+    masks = [torch.tensor([0.5, -2.0], requires_grad=True)]
+    loss = task.WithLasso(HardLabels(), masks, 0.1)(Fixed(np.zeros((2, 4))), torch.zeros(2, 1), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(np.log(4) + 0.25)
+    loss.backward()
+    assert masks[0].grad.tolist() == pytest.approx([0.1, -0.1])
 
 
 class Fixed(nn.Module):

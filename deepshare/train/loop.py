@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepshare.data import Batches
-from deepshare.nn import SharedReLU2d
+from deepshare.nn import LearnedMask, SharedReLU2d
 from deepshare.train.recipe import PhaseRecipe
 from deepshare.train.task import Task
 
@@ -44,14 +44,16 @@ def evaluate(model: nn.Module, batches: Batches) -> float | None:
     return float(torch.stack(right).sum()) / batches.image_count if right else None
 
 
-def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.SGD:
-    """SGD with momentum and weight decay, as DeepShare Table 7.
+def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.Optimizer:
+    """SGD with momentum and weight decay, as DeepShare Table 7; for the phase "masks" Adam (SNL Algorithm 1, line 5).
 
-    Weight decay leaves alpha and beta alone unless phase.decay_affine: the paper does not say, and decay would pull
-    both to 0, where a channel is neither gated nor passed on.
+    Weight decay leaves alpha, beta and masks alone unless phase.decay_affine: no paper says, and decay would pull
+    alpha and beta to 0, where a channel is neither gated nor passed on; masks have the lasso. Adam's first decay rate
+    is phase.momentum.
     """
     gates = [module for module in model.modules() if isinstance(module, SharedReLU2d)]
     affine = {id(value) for module in gates for value in (module.alpha, module.beta)}
+    affine |= {id(module.mask) for module in model.modules() if isinstance(module, LearnedMask)}
     learned = [value for value in model.parameters() if value.requires_grad]
     groups = [
         {"params": [value for value in learned if id(value) not in affine], "weight_decay": phase.weight_decay},
@@ -60,4 +62,7 @@ def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.SGD:
             "weight_decay": phase.weight_decay if phase.decay_affine else 0.0,
         },
     ]
-    return torch.optim.SGD([group for group in groups if group["params"]], lr=phase.lr, momentum=phase.momentum)
+    groups = [group for group in groups if group["params"]]
+    if phase.kind == "masks":
+        return torch.optim.Adam(groups, lr=phase.lr, betas=(phase.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum)

@@ -7,6 +7,7 @@ from torch import nn
 
 from deepshare import budget, models
 from deepshare.data import Dataset
+from deepshare.methods import snl
 from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.train.errors import RecipeError
@@ -27,17 +28,27 @@ def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def make_plan(recipe: Recipe, spec: dict[str, Any]) -> Plan:
-    """The plan of the recipe's hard network.
+def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -> Plan:
+    """The plan of the recipe's hard network; with method "snl", the plan its masks start from.
 
     A budget above what the groups can take gives P = C everywhere: the run's log says what was reached.
 
-    Raises RecipeError: no such model, a budget below the floor, weights that do not fit the number of sites.
+    known: the plan that a run to be resumed began with; the file it came from is not read again.
+
+    Raises RecipeError: no such model, a budget below the floor (of SNL: or not below the ReLUs), weights that do not
+    fit the number of sites, a plan's file that cannot be read or is for another model.
     """
+    wanted = recipe.plan
     try:
         found = Plan.of(_create(spec), tuple(spec["input_size"]))
-        return found if recipe.plan.method == "relu" else _share(found, recipe.plan)
-    except ValueError as error:
+        if wanted.method in ("uniform", "weights"):
+            return _share(found, wanted)
+        plan = found if wanted.file is None else known or Plan.load(wanted.file)
+        plan.check_fits(found)
+        if recipe.snl is not None and wanted.budget is not None and known is None:
+            snl.check_budget(plan, wanted.budget, recipe.snl.granularity)
+        return plan
+    except (ValueError, OSError) as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
@@ -51,6 +62,11 @@ def _share(found: Plan, wanted: PlanRecipe) -> Plan:
 def teacher_plan(plan: Plan) -> Plan:
     """GELU at every site (DeepShare appendix B: "a standard model with GELU activations as the teacher")."""
     return plan.replace_all("gelu")
+
+
+def pretrain_plan(recipe: Recipe, plan: Plan) -> Plan:
+    """What SNL's masks start from, linear sites included; for every other method a ReLU at every site."""
+    return plan if recipe.plan.method == "snl" else plan.replace_all("relu")
 
 
 def fresh(recipe: Recipe, spec: dict[str, Any], plan: Plan, phase: str) -> nn.Module:

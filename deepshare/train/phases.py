@@ -20,7 +20,7 @@ from deepshare.train.progress import Progress
 from deepshare.train.recipe import PhaseRecipe, Recipe
 from deepshare.train.run_folder import Row, RunFolder, State
 from deepshare.train.seeds import derive
-from deepshare.train.task import Distillation, HardLabels, Task
+from deepshare.train.task import Decoupled, Distillation, HardLabels, Task, kl
 
 EVAL_BATCH = 512
 
@@ -47,47 +47,62 @@ def run_phase(run: Run, phase: PhaseRecipe, state: State) -> State:
 
     Raises TrainingError: the loss is no longer finite. What was saved before stays.
     """
-    plan = networks.teacher_plan(run.plan) if phase.kind == "teacher" else run.plan
-    model = _student(run, phase, plan, state)
-    optimizer = make_optimizer(model, phase)
-    if state.optimizer is not None:
-        optimizer.load_state_dict(state.optimizer)
-    task, forward = _task(run, phase), fuse(model, plan.input_size)
+    model, plan = _student(run, phase, state)
+    optimizer = resumed_optimizer(model, phase, state)
+    task, forward = phase_task(run, phase), fuse(model, plan.input_size)
     for epoch in range(state.epoch, phase.epochs):
-        row = _train_epoch(run, phase, plan, model, forward, task, optimizer, epoch)
+        row = train_one_epoch(run, phase, plan, model, forward, task, optimizer, epoch)
         state = state.after_epoch(optimizer.state_dict(), row, may_be_best=phase.keeps_best)
-        run.folder.save(state, partial(_save, run, model, plan, row))
+        run.folder.save(state, partial(save_network, run, model, plan, row))
         run.progress.end_epoch(row)
     run.folder.end_phase(state, best=phase.keeps_best)
     return state
 
 
-def _student(run: Run, phase: PhaseRecipe, plan: Plan, state: State) -> nn.Module:
-    """The network to train: from the last saved epoch, from the phase before, or fresh; ready to train."""
-    if state.epoch:
-        model = load_checkpoint(run.folder.weights(state)).model
-    elif phase.kind in ("switch", "finetune"):
+def _student(run: Run, phase: PhaseRecipe, state: State) -> tuple[nn.Module, Plan]:
+    """The network to train: from the last saved epoch, from the phase before, or fresh; ready to train. Its plan."""
+    if state.epoch or phase.kind in ("switch", "finetune"):
         kinds = [other.kind for other in run.recipe.phase]
-        model = run.end_of(kinds[kinds.index(phase.kind) - 1])
+        before = run.folder.phase_end(kinds[kinds.index(phase.kind) - 1])
+        saved = load_checkpoint(run.folder.weights(state) if state.epoch else before)
+        model, plan = saved.model, saved.plan
     else:
+        plan = _fresh_plan(run, phase)
         model = networks.fresh(run.recipe, run.spec, plan, phase.kind)
         if phase.kind == "gelu":
             networks.soften(model)
     model.requires_grad_(True)
     if not run.recipe.plan.affine:
         networks.freeze_affine(model)
-    return model.to(run.device)
+    return model.to(run.device), plan
 
 
-def _task(run: Run, phase: PhaseRecipe) -> Task:
+def _fresh_plan(run: Run, phase: PhaseRecipe) -> Plan:
+    if phase.kind == "teacher":
+        return networks.teacher_plan(run.plan)
+    return networks.pretrain_plan(run.recipe, run.plan) if phase.kind == "pretrain" else run.plan
+
+
+def resumed_optimizer(model: nn.Module, phase: PhaseRecipe, state: State) -> torch.optim.Optimizer:
+    """The phase's optimizer as `state` left it."""
+    optimizer = make_optimizer(model, phase)
+    if state.optimizer is not None:
+        optimizer.load_state_dict(state.optimizer)
+    return optimizer
+
+
+def phase_task(run: Run, phase: PhaseRecipe) -> Task:
+    """The loss of a phase, with its teacher where it has one."""
     if phase.distill == "none":
         return HardLabels()
     settings = run.recipe.distill
     teacher = fuse(run.end_of(phase.distill), run.plan.input_size)
-    return Distillation(teacher, settings.temperature, settings.weight)
+    decoupled = settings.alpha is not None and settings.beta is not None  # as DistillRecipe resolves them
+    divergence = Decoupled(settings.alpha, settings.beta) if decoupled else kl  # type: ignore[arg-type]
+    return Distillation(teacher, settings.temperature, settings.weight, divergence)
 
 
-def _train_epoch(
+def train_one_epoch(
     run: Run,
     phase: PhaseRecipe,
     plan: Plan,
@@ -134,7 +149,7 @@ def _batches(run: Run, phase: PhaseRecipe, epoch: int) -> Batches:
     )
 
 
-def _save(run: Run, model: nn.Module, plan: Plan, row: Row, path: Path) -> None:
-    """Speeds stay out of the file: equal runs make equal files."""
+def save_network(run: Run, model: nn.Module, plan: Plan, row: Row, path: Path) -> None:
+    """The network after an epoch. Speeds stay out of the file: equal runs make equal files."""
     metrics = {key: row[key] for key in ("phase", "epoch", "loss", "val_accuracy")}
     save_checkpoint(path, model, run.spec, plan, recipe=run.recipe.to_dict(), metrics=metrics)

@@ -70,10 +70,10 @@ class Progress:
         accuracy = row["val_accuracy"]
         shown = "none" if accuracy is None else f"{100 * float(accuracy):.2f} %"
         eta = self.left * sum(self.took) / len(self.took)
+        gates = f"lasso {row['lasso']:.3g}" if "lasso" in row else f"soft channels {row['soft_channels']:,}"
         self.say(
             f"{self.at}  loss {row['loss']:.4f}  val {shown}  lr {row['lr']:.2g}  "
-            f"DReLUs {row['drelus']:,}  soft channels {row['soft_channels']:,}  "
-            f"{row['images_per_second']:,.0f} images/s  ETA {clock(eta)}"
+            f"DReLUs {row['drelus']:,}  {gates}  {row['images_per_second']:,.0f} images/s  ETA {clock(eta)}"
         )
 
 

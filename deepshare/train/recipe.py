@@ -6,11 +6,14 @@ import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from deepshare.data import Augment
+from deepshare.methods.snl import SNLSettings
 from deepshare.models import MAX_WIDTH
+from deepshare.plan import Plan, PlanError
 from deepshare.train.errors import RecipeError
 from deepshare.train.fields import build, plain
 from deepshare.train.overrides import apply_overrides
@@ -18,9 +21,9 @@ from deepshare.train.schedule import Schedule
 from deepshare.train.toml_out import to_toml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-Kind = Literal["teacher", "baseline", "gelu", "switch", "finetune"]
+Kind = Literal["teacher", "pretrain", "baseline", "gelu", "switch", "masks", "finetune"]
 MAX_SEED = 2**63 - 1  # what torch.Generator and TOML both hold
-ORDER: tuple[Kind, ...] = ("teacher", "baseline", "gelu", "switch", "finetune")
+ORDER: tuple[Kind, ...] = ("teacher", "pretrain", "baseline", "gelu", "switch", "masks", "finetune")
 
 
 def _require(holds: bool, message: str) -> None:
@@ -61,23 +64,30 @@ class PlanRecipe:
     """What stands at the activation sites.
 
     method: "relu" (every site a ReLU), "uniform" (every site weighs its own size: one ratio of prototypes
-        everywhere), "weights" (`weights`: relative DReLUs per site, in call order, scaled to the budget)
-    budget: DReLUs in total (not for "relu"); group: sites that share one leader's gates, or "auto"; 1 is no layer
-        sharing; affine: learn alpha and beta; gamma: sharpness of the soft gate Phi(gamma x)
+        everywhere), "weights" (`weights`: relative DReLUs per site, in call order, scaled to the budget), "snl" (masks,
+        learned by the phase of that name), "file" (the plan in the JSON file `file`)
+    budget: DReLUs in total (not for "relu" and "file"); group: sites that share one leader's gates, or "auto"; 1 is no
+        layer sharing; affine: learn alpha and beta; gamma: sharpness of the soft gate Phi(gamma x); file: with "snl"
+        the plan to start from (relu and linear sites), by default every ReLU
     """
 
-    method: Literal["relu", "uniform", "weights"]
+    method: Literal["relu", "uniform", "weights", "snl", "file"]
     budget: int | None = None
     group: int | Literal["auto"] = "auto"
     affine: bool = True
     gamma: float = 1.0
     weights: tuple[float, ...] | None = None
+    file: str | None = None
 
     def __post_init__(self) -> None:
-        shares = self.method != "relu"
         _require(
-            shares == (self.budget is not None),
-            f'plan.budget: wanted with every method but "relu" (method is {self.method!r}, budget is {self.budget})',
+            (self.method not in ("relu", "file")) == (self.budget is not None),
+            f'plan.budget: wanted with every method but "relu" and "file" '
+            f"(method is {self.method!r}, budget is {self.budget})",
+        )
+        _require(
+            self.method == "snl" or (self.method == "file") == (self.file is not None),
+            f'plan.file: wanted with method "file", possible with "snl", and with no other (method is {self.method!r})',
         )
         _require(self.budget is None or self.budget > 0, f"plan.budget: wanted at least 1, got {self.budget}")
         _require(
@@ -91,12 +101,24 @@ class PlanRecipe:
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """loss = (1 - weight) * CE(labels) + weight * temperature^2 * KL(teacher || student), both at `temperature`."""
+    """loss = (1 - weight) * CE(labels) + weight * temperature^2 * D(teacher || student), both at `temperature`.
+
+    method: D is "kd", Hinton's KL, or "dkd", alpha * TCKD + beta * NCKD (deepshare.train.task)
+    """
 
     temperature: float = 4.0
     weight: float = 0.5
+    method: Literal["kd", "dkd"] = "kd"
+    alpha: float | None = None
+    beta: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value, default in (("alpha", self.alpha, 1.0), ("beta", self.beta, 8.0)):
+            fits = self.method == "dkd" or value is None
+            _require(fits, f'distill.{name}: wanted with method "dkd" alone, got {value}')
+            _require(value is None or value >= 0, f"distill.{name}: wanted at least 0, got {value}")
+            if self.method == "dkd" and value is None:
+                object.__setattr__(self, name, default)
         _require(self.temperature > 0, f"distill.temperature: wanted above 0, got {self.temperature}")
         _require(0 <= self.weight <= 1, f"distill.weight: wanted 0 <= w <= 1, got {self.weight}")
 
@@ -105,26 +127,32 @@ class DistillRecipe:
 class PhaseRecipe:
     """One phase of training.
 
-    kind: "teacher" (GELU at every site), "baseline" (the plan's hard network from scratch), "gelu" (its soft twin
-        from scratch), "switch" (soft to hard gates, channel by channel), "finetune" (hard gates)
-    distill: whose soft labels: "none", "teacher", or "gelu" (this run's network as the gelu phase left it)
-    keep: which epoch's weights go on: "best" on the validation split, or "last" (always so for "switch")
+    kind: "teacher" (GELU at every site), "pretrain" (the network with its ReLUs, before any is taken), "baseline" (the
+        plan's hard network from scratch), "gelu" (its soft twin from scratch), "switch" (soft to hard gates, channel by
+        channel), "masks" (SNL's Algorithm 1: Adam on weights and masks, `epochs` at most), "finetune" (hard gates)
+    distill: whose soft labels: "none", "teacher", "pretrain", or "gelu" (this run's network as that phase left it)
+    keep: which epoch's weights go on: "best" on the validation split, or "last" (always so for "switch" and "masks")
     hold: the last epochs of "switch", in which no channel is left to switch
-    decay_affine: whether weight decay pulls on alpha and beta too
+    start: of "masks", from the network of "pretrain" or from "fresh" weights (SNL appendix B.2)
+    decay_affine: whether weight decay pulls on alpha, beta and learned masks too
+    milestones, factor: of schedule "step": after each of these epochs lr is multiplied by factor
     """
 
     kind: Kind
     epochs: int
     batch_size: int
     lr: float
-    distill: Literal["none", "teacher", "gelu"]
+    distill: Literal["none", "teacher", "pretrain", "gelu"]
     lr_end: float | None = None
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    milestones: tuple[int, ...] | None = None
+    factor: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     decay_affine: bool = False
     keep: Literal["best", "last"] = "best"
     hold: int = 0
+    start: Literal["pretrain", "fresh"] | None = None
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, f"phase.{self.kind}.epochs: wanted at least 1, got {self.epochs}")
@@ -137,21 +165,46 @@ class PhaseRecipe:
             )
         _require(0 <= self.momentum < 1, f"phase.{self.kind}.momentum: wanted 0 <= m < 1, got {self.momentum}")
         _require(
-            (self.schedule == "constant") == (self.lr_end is None),
+            (self.schedule in ("constant", "step")) == (self.lr_end is None),
             f'phase.{self.kind}.lr_end: wanted with schedule "linear" or "cosine" and no other '
             f"(schedule is {self.schedule!r}, lr_end is {self.lr_end})",
         )
         most = self.epochs - 1 if self.kind == "switch" else 0
         _require(0 <= self.hold <= most, f"phase.{self.kind}.hold: wanted 0 to {most}, got {self.hold}")
+        self._check_steps()
+        _require(
+            self.start is None or self.kind == "masks",
+            f"phase.{self.kind}.start: wanted in phase masks alone, got {self.start!r}",
+        )
+        if self.kind == "masks" and self.start is None:
+            object.__setattr__(self, "start", "pretrain")
+
+    def _check_steps(self) -> None:
+        for name in ("milestones", "factor"):
+            value = getattr(self, name)
+            _require(
+                (self.schedule == "step") == (value is not None),
+                f'phase.{self.kind}.{name}: wanted with schedule "step" and no other '
+                f"(schedule is {self.schedule!r}, {name} is {value})",
+            )
+        _require(
+            self.factor is None or 0 <= self.factor <= 1, f"phase.{self.kind}.factor: wanted 0 to 1, got {self.factor}"
+        )
+        epochs = self.milestones or ()
+        _require(
+            all(one < other for one, other in pairwise((0, *epochs))),
+            f"phase.{self.kind}.milestones: wanted rising epochs from 1 on, got {list(epochs)}",
+        )
 
     @property
     def learning_rate(self) -> Schedule:
-        return Schedule(self.schedule, self.epochs, self.lr, self.lr if self.lr_end is None else self.lr_end)
+        end = self.lr if self.lr_end is None else self.lr_end
+        return Schedule(self.schedule, self.epochs, self.lr, end, self.milestones or (), self.factor or 0.0)
 
     @property
     def keeps_best(self) -> bool:
-        """Never in the switch: an early epoch has better gates because it has more soft ones."""
-        return self.keep == "best" and self.kind != "switch"
+        """Never in switch and masks: an early epoch is better because more of its gates are soft, or left."""
+        return self.keep == "best" and self.kind not in ("switch", "masks")
 
 
 @dataclass(frozen=True)
@@ -165,11 +218,13 @@ class Recipe:
     phase: tuple[PhaseRecipe, ...]
     seed: int = 0
     distill: DistillRecipe = field(default_factory=DistillRecipe)
+    snl: SNLSettings | None = None  # of method "snl", where its defaults are the paper's
 
     def __post_init__(self) -> None:
         lone = any("\ud800" <= letter <= "\udfff" for letter in self.name)  # what Python makes of bytes in arguments
         _require(not lone, f"name: wanted text that UTF-8 can hold, got {self.name!r}")
         self._check_order()
+        self._check_snl()
         self._check_distillation()
         best = [phase.kind for phase in self.phase if phase.keeps_best]
         _require(
@@ -185,19 +240,31 @@ class Recipe:
             kinds == ordered,
             f"phase: wanted each kind once at most, in the order {', '.join(ORDER)}; got {', '.join(kinds)}",
         )
+        scratch = [kind for kind in kinds if kind in ("baseline", "gelu", "masks")]
+        _require(len(scratch) < 2, f"phase: {' and '.join(scratch)} are ways to one network; wanted one of them")
         _require(
-            "baseline" not in kinds or "gelu" not in kinds,
-            "phase: baseline and gelu both begin from scratch; wanted one of them",
+            "teacher" not in kinds or "pretrain" not in kinds,
+            "phase: teacher and pretrain are both what others learn from; wanted one of them",
         )
         _require(("gelu" in kinds) == ("switch" in kinds), "phase: wanted gelu and switch, or neither")
         _require(
-            "finetune" not in kinds or kinds[-2:-1] not in ([], ["teacher"]),
-            "phase: finetune goes on from switch or baseline, which is missing",
+            "finetune" not in kinds or kinds[-2:-1] not in ([], ["teacher"], ["pretrain"]),
+            "phase: finetune goes on from switch, baseline or masks, which is missing",
         )
         _require(
             self.plan.method != "relu" or "gelu" not in kinds,
             'phase: gelu softens shared gates; plan.method "relu" has none',
         )
+
+    def _check_snl(self) -> None:
+        kinds, learns = [phase.kind for phase in self.phase], self.plan.method == "snl"
+        _require(
+            learns == ("masks" in kinds),
+            f'phase: wanted masks with plan.method "snl" and no other (method is {self.plan.method!r})',
+        )
+        _require(learns or self.snl is None, f'snl: wanted with plan.method "snl" alone, it is {self.plan.method!r}')
+        if learns and self.snl is None:
+            object.__setattr__(self, "snl", SNLSettings())
 
     def _check_distillation(self) -> None:
         kinds = [phase.kind for phase in self.phase]
@@ -205,11 +272,26 @@ class Recipe:
             key = f"phase.{phase.kind}.distill"
             after_gelu = "gelu" in kinds and phase.kind in ("switch", "finetune")
             _require(phase.distill != "gelu" or after_gelu, f"{key}: there is no gelu phase before it")
-            _require(phase.kind != "teacher" or phase.distill == "none", f'{key}: wanted "none"')
+            _require(phase.kind not in ("teacher", "pretrain") or phase.distill == "none", f'{key}: wanted "none"')
+        needed = self._needed()
+        _require(
+            len(needed | (set(kinds) & {"teacher", "pretrain"})) < 2,
+            "phase: some need a teacher phase, others a pretrain phase; wanted one of them",
+        )
+
+    def _needed(self) -> set[str]:
+        distilled = {phase.distill for phase in self.phase} & {"teacher", "pretrain"}
+        return distilled | {"pretrain" for phase in self.phase if phase.start == "pretrain"}
 
     @property
-    def needs_teacher(self) -> bool:
-        return any(phase.distill == "teacher" for phase in self.phase)
+    def needs(self) -> Literal["teacher", "pretrain"] | None:
+        """The phase whose network others distil from or start from: a checkpoint may take its place."""
+        needed = self._needed()
+        return "teacher" if "teacher" in needed else "pretrain" if needed else None
+
+    def phase_of(self, kind: Kind) -> PhaseRecipe | None:
+        """The phase of this kind, None if the recipe has none."""
+        return next((phase for phase in self.phase if phase.kind == kind), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every key resolved: what goes into checkpoints."""
@@ -229,9 +311,25 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     path = _find(path_or_name)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return build(Recipe, apply_overrides(values, overrides))
+        return build(Recipe, _with_weights(apply_overrides(values, overrides)))
     except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, or not TOML
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
+    """plan.weights_from, a plan's file, becomes plan.weights, its DReLUs per site: the recipe holds what decides."""
+    plan = values.get("plan")
+    if not isinstance(plan, dict) or "weights_from" not in plan:
+        return values
+    file = plan["weights_from"]
+    _require(isinstance(file, str), f"plan.weights_from: wanted the path of a plan.json, got {file!r:.80}")
+    _require("weights" not in plan, "plan.weights_from: wanted this or plan.weights, got both")
+    try:
+        weights = [site.drelus for site in Plan.load(file)]
+    except (OSError, PlanError) as error:
+        raise RecipeError(f"plan.weights_from: {error}") from error
+    kept = {key: value for key, value in plan.items() if key != "weights_from"}
+    return {**values, "plan": {**kept, "weights": weights}}
 
 
 def recipe_names() -> list[str]:

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from deepshare.train.recipe import Recipe, first_difference, load_recipe
 Row = dict[str, str | int | float | None]  # None: no validation images
 COLUMNS = (
     "phase", "epoch", "loss", "val_accuracy", "lr", "drelus", "soft_channels", "images_per_second", "seconds",
+    "lasso", "site_drelus",  # of the phase masks: lambda of the epoch; DReLUs by site in call order
 )  # fmt: skip
 
 
@@ -43,7 +45,8 @@ LOCK = ".lock"
 class State:
     """How far a run is: everything beside the weights that the next epoch depends on.
 
-    phase: its kind; epoch: epochs of it that are done; best_epoch: 0 while there is none; rows: metrics so far
+    phase: its kind; epoch: epochs of it that are done; best_epoch: 0 while there is none; rows: metrics so far;
+    masks: what the phase "masks" knows beside the weights
     """
 
     phase: str
@@ -52,6 +55,7 @@ class State:
     best_epoch: int = 0
     best_accuracy: float = -1.0
     rows: tuple[Row, ...] = ()
+    masks: dict[str, Any] | None = None
 
     def next_phase(self, phase: str) -> "State":
         return State(phase, rows=self.rows)
@@ -88,7 +92,7 @@ class RunFolder:
             difference = first_difference(load_recipe(self.path / "recipe.toml"), recipe)
             if difference is not None:
                 raise TrainingError(f"{self.path}: cannot resume with another recipe; first difference: {difference}")
-            if teacher is not None and teacher.read_bytes() != self._bytes_of("teacher"):
+            if teacher is not None and teacher.read_bytes() != self._bytes_of(recipe.needs or "teacher"):
                 raise TrainingError(f"{self.path}: cannot resume with another teacher than before ({teacher})")
         elif self.path.exists() and (not self.path.is_dir() or not self._only_our_beginning()):
             raise TrainingError(f"{self.path}: exists, and is no run (it has no recipe.toml); choose another folder")
@@ -114,9 +118,14 @@ class RunFolder:
         if self.begun:
             return
         if teacher is not None:
-            copy_whole(teacher, self.phase_end("teacher"))
-        write_whole(self.path / "plan.json", plan_json)
+            copy_whole(teacher, self.phase_end(recipe.needs or "teacher"))
+        write_whole(self.plan, plan_json)
         write_whole(self.path / "recipe.toml", recipe.to_toml())
+
+    @property
+    def plan(self) -> Path:
+        """The plan of the hard network; until SNL's masks are learned, the one they start from."""
+        return self.path / "plan.json"
 
     def phase_end(self, phase: str) -> Path:
         """Where the checkpoint is (or will be) with which `phase` ended."""
@@ -154,7 +163,11 @@ class RunFolder:
 
     def end_phase(self, state: State, *, best: bool) -> None:
         """Keep the best or the last weights of the phase as how it ended."""
-        copy_whole(self.best(state) if best else self.weights(state), self.phase_end(state.phase))
+        self.end_phase_with(state, partial(copy_whole, self.best(state) if best else self.weights(state)))
+
+    def end_phase_with(self, state: State, save_weights: Callable[[Path], object]) -> None:
+        """`save_weights(path)` writes how the phase ended, whole."""
+        save_weights(self.phase_end(state.phase))
         self._prune(state)
 
     def write_metrics(self, rows: tuple[Row, ...]) -> None:
@@ -194,7 +207,7 @@ class RunFolder:
 
     def _only_our_beginning(self) -> bool:
         """Whether all that is here is what `begin` writes before recipe.toml."""
-        ours = {LOCK, "checkpoints", "plan.json", "teacher.safetensors"}
+        ours = {LOCK, "checkpoints", "plan.json", "teacher.safetensors", "pretrain.safetensors"}
         known = all(path.name in ours or _is_unfinished(path) for path in self.path.iterdir())
         return known and not (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 

@@ -13,18 +13,23 @@ LINEAR_END = 0.75  # DeepShare Table 7: a linear schedule reaches its end at 75 
 class Schedule:
     """A learning rate per epoch, from `start` to `end`: the two ends of Table 7's column "LR (start -> end)"."""
 
-    kind: Literal["constant", "linear", "cosine"]
+    kind: Literal["constant", "linear", "cosine", "step"]
     epochs: int
     start: float
     end: float
+    milestones: tuple[int, ...] = ()  # of "step"
+    factor: float = 0.0
 
     def at(self, epoch: int) -> float:
         """The rate in `epoch`, 0 .. epochs - 1.
 
-        linear: reaches `end` at LINEAR_END * epochs; cosine: reaches it in the last epoch.
+        linear: reaches `end` at LINEAR_END * epochs; cosine: reaches it in the last epoch; step: `start`, times
+        `factor` for each of the `milestones` that is done (SNL's pretraining: 0.1 after epochs 80 and 120).
         """
         if self.kind == "constant":
             return self.start
+        if self.kind == "step":
+            return self.start * self.factor ** sum(epoch >= milestone for milestone in self.milestones)
         if self.kind == "linear":
             way = min(1.0, epoch / (LINEAR_END * self.epochs))
         else:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,8 @@ from deepshare.data import Dataset
 from deepshare.plan import Plan
 from deepshare.train.errors import RecipeError, TrainingError
 from deepshare.train.loop import evaluate
-from deepshare.train.networks import make_plan, model_spec
+from deepshare.train.mask_phase import run_masks
+from deepshare.train.networks import make_plan, model_spec, pretrain_plan
 from deepshare.train.phases import EVAL_BATCH, Run, run_phase
 from deepshare.train.progress import Progress
 from deepshare.train.recipe import Recipe, load_recipe
@@ -54,7 +56,8 @@ def train(
     device: default the first CUDA device, else the CPU
     resume: go on where a run in `run_dir` stopped (a finished one is returned as it is, none yet is begun). On one
         machine's CPU the final weights are, bit for bit, those of a run that was never stopped
-    teacher: a checkpoint to distil from in place of the recipe's teacher phase; it is copied into `run_dir`
+    teacher: a checkpoint in place of the recipe's teacher or pretrain phase, to distil from and, for SNL's masks, to
+        start from; it is copied into `run_dir`
 
     Raises RecipeError, DataError, CheckpointError (the teacher), TrainingError; nothing is written before all of
     them that can be known in advance.
@@ -64,9 +67,11 @@ def train(
     folder.check(recipe, teacher_path, resume=resume)
     dataset = _load_data(recipe, data_root)
     _check_splits(recipe, dataset)
-    _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end("teacher").is_file())
     spec = model_spec(recipe, dataset)
-    plan = make_plan(recipe, spec)
+    plan = make_plan(recipe, spec, Plan.load(folder.plan) if folder.begun else None)
+    _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end(recipe.needs or "teacher").is_file())
+    if teacher_path is not None and not folder.begun:
+        _check_start(recipe, spec, plan, teacher_path)
     place = _usable_device(device)
     _check_first_batch(recipe, dataset)
     with folder.locked():
@@ -120,10 +125,11 @@ def _check_first_batch(recipe: Recipe, dataset: Dataset) -> None:
 
 def _check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, known: bool) -> None:
     if teacher is None:
-        if recipe.needs_teacher and not known and recipe.phase[0].kind != "teacher":
-            raise TrainingError(f"recipe {recipe.name} distils from a teacher and trains none: give a checkpoint")
+        if recipe.needs is not None and not known and recipe.phase[0].kind != recipe.needs:
+            what = "distils from a teacher" if recipe.needs == "teacher" else "needs a pretrained network"
+            raise TrainingError(f"recipe {recipe.name} {what} and trains none: give a checkpoint")
         return
-    if not recipe.needs_teacher:
+    if recipe.needs is None:
         raise TrainingError(f"recipe {recipe.name} distils from no teacher, but one was given ({teacher})")
     spec = load_checkpoint(teacher).spec
     for key, wanted in (("num_classes", dataset.num_classes), ("input_size", list(dataset.input_size))):
@@ -132,10 +138,23 @@ def _check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, kn
             raise CheckpointError(f"{teacher}: a teacher for {dataset.name} needs {key} {wanted} (got {got})")
 
 
+def _check_start(recipe: Recipe, spec: dict[str, Any], plan: Plan, teacher: Path) -> None:
+    """Whether SNL's masks can start from the checkpoint that was given."""
+    masks = recipe.phase_of("masks")
+    if masks is None or masks.start != "pretrain":
+        return
+    given = load_checkpoint(teacher)
+    if given.spec != spec or given.plan != pretrain_plan(recipe, plan):
+        what = "model" if given.spec != spec else "plan"
+        raise CheckpointError(f"{teacher}: recipe {recipe.name} starts from another {what} than this network's")
+
+
 def _announce(run: Run) -> None:
     recipe, parts = run.recipe, run.dataset
     epochs = " + ".join(f"{phase.kind} {phase.epochs}" for phase in recipe.phase)
     asked = "" if recipe.plan.budget is None else f" of {recipe.plan.budget:,} asked"
+    if recipe.snl is not None:
+        asked = f" to begin with, {recipe.plan.budget:,} asked"
     run.progress.say(
         f"{recipe.name}: {recipe.model.name} width {recipe.model.width}, {run.plan.drelus:,} DReLUs{asked}; "
         f"{parts.name}, {len(parts.train):,} training, {len(parts.val):,} validation, {len(parts.test):,} test images; "
@@ -151,7 +170,8 @@ def _run_phases(run: Run) -> State:
         run.progress.say(f"resumed after {state.phase}, epoch {state.epoch}")
     run.progress.left = sum(phase.epochs - state.epoch * (phase.kind == state.phase) for phase in open_phases)
     for phase in open_phases:
-        state = run_phase(run, phase, state if state.phase == phase.kind else state.next_phase(phase.kind))
+        run_this = run_masks if phase.kind == "masks" else run_phase
+        state = run_this(run, phase, state if state.phase == phase.kind else state.next_phase(phase.kind))
     return state
 
 
@@ -164,8 +184,10 @@ def _finish(run: Run, state: State) -> None:
     metrics = {"test_accuracy": test, "val_accuracy": val}
     final = run.folder.path / "final.safetensors"
     save_checkpoint(final, model, last.spec, last.plan, recipe=run.recipe.to_dict(), metrics=metrics)
-    run.progress.say(f"{run.recipe.name}: {run.plan.drelus:,} DReLUs, test {100 * test:.2f} %")
-    run.folder.write_result({"recipe": run.recipe.name, "drelus": run.plan.drelus, **metrics, "rows": list(state.rows)})
+    plan = run.plan if run.recipe.snl is None else last.plan
+    plan.save(run.folder.plan)
+    run.progress.say(f"{run.recipe.name}: {plan.drelus:,} DReLUs, test {100 * test:.2f} %")
+    run.folder.write_result({"recipe": run.recipe.name, "drelus": plan.drelus, **metrics, "rows": list(state.rows)})
 
 
 def _result(run: Run) -> TrainResult:
@@ -173,7 +195,7 @@ def _result(run: Run) -> TrainResult:
     assert ended is not None
     return TrainResult(
         run.folder.path / "final.safetensors",
-        run.plan,
+        Plan.load(run.folder.plan),
         ended["test_accuracy"],
         ended["val_accuracy"],
         tuple(ended["rows"]),
