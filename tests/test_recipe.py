@@ -76,7 +76,11 @@ BAD = [
     ('name = "small"', "", ["name: missing", "wanted a string"]),
     ("seed = 3", 'seed = "3"', ["seed: wanted an integer", "got the string '3'"]),
     ("seed = 3", "seed = true", ["seed: wanted an integer", "got the boolean true"]),
-    ("width = 4", "widht = 4", ["model.widht: unknown key", "wanted one of name, width, stem_relu"]),
+    (
+        "width = 4",
+        "widht = 4",
+        ["model.widht: unknown key", "wanted one of name, width, stem_relu, multipliers, blocks, rho"],
+    ),
     ("width = 4", "width = 0", ["model.width: wanted 1 to 4096, got 0"]),
     ("limit = 100", "limit = 1.5", ["data.limit: wanted an integer", "got the number 1.5"]),
     ('"digits"', '"mnist"', ['data.name: wanted "digits" or', "got the string 'mnist'"]),

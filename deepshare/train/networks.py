@@ -17,14 +17,19 @@ from deepshare.train.seeds import cpu_seed, derive
 
 
 def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """The model in the form checkpoints carry it."""
+    """The model in the form checkpoints carry it: what is as published stays out."""
+    model = recipe.model
+    shape = {"multipliers": model.multipliers, "blocks": model.blocks, "rho": None if model.rho == 1 else model.rho}
     return {
-        "name": recipe.model.name,
+        "name": model.name,
         "num_classes": dataset.num_classes,
-        "width": recipe.model.width,
-        "stem_relu": recipe.model.stem_relu,
+        "width": model.width,
+        "stem_relu": model.stem_relu,
         "in_channels": dataset.input_size[0],
         "input_size": list(dataset.input_size),
+        **{
+            key: list(value) if isinstance(value, tuple) else value for key, value in shape.items() if value is not None
+        },
     }
 
 

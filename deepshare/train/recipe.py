@@ -10,9 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from deepshare import models
+from deepshare.budget import weights_of
 from deepshare.data import Augment
 from deepshare.methods.snl import SNLSettings
-from deepshare.models import MAX_WIDTH
 from deepshare.plan import Plan, PlanError
 from deepshare.train.errors import RecipeError
 from deepshare.train.fields import build, plain
@@ -49,14 +50,20 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """deepshare.models.create's arguments."""
+    """deepshare.models.create's arguments; width as published by default, so are the last three."""
 
     name: str
-    width: int = 64
+    width: int | None = None
     stem_relu: bool = False
+    multipliers: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    rho: float | None = None
 
     def __post_init__(self) -> None:
-        _require(0 < self.width <= MAX_WIDTH, f"model.width: wanted 1 to {MAX_WIDTH}, got {self.width}")
+        if self.width is None and models.is_name(self.name):
+            object.__setattr__(self, "width", models.default_width(self.name))
+        fits = self.width is None or 0 < self.width <= models.MAX_WIDTH
+        _require(fits, f"model.width: wanted 1 to {models.MAX_WIDTH}, got {self.width}")
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,8 @@ class PlanRecipe:
     """What stands at the activation sites.
 
     method: "relu" (every site a ReLU), "uniform" (every site weighs its own size: one ratio of prototypes
-        everywhere), "weights" (`weights`: relative DReLUs per site, in call order, scaled to the budget), "snl" (masks,
-        learned by the phase of that name), "file" (the plan in the JSON file `file`)
+        everywhere), "weights" (`weights`: relative DReLUs per site, in call order, scaled to the budget, or a label of
+        a published list), "snl" (masks, learned by the phase of that name), "file" (the plan in the JSON file `file`)
     budget: DReLUs in total (not for "relu" and "file"); group: sites that share one leader's gates, or "auto"; 1 is no
         layer sharing; affine: learn alpha and beta; gamma: sharpness of the soft gate Phi(gamma x); file: with "snl"
         the plan to start from (relu and linear sites), by default every ReLU
@@ -76,7 +83,7 @@ class PlanRecipe:
     group: int | Literal["auto"] = "auto"
     affine: bool = True
     gamma: float = 1.0
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | str | None = None
     file: str | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +101,8 @@ class PlanRecipe:
             (self.method == "weights") == (self.weights is not None),
             f'plan.weights: wanted with method "weights" and no other (method is {self.method!r})',
         )
-        _require(self.weights is None or min(self.weights, default=0) >= 0, "plan.weights: wanted no number below 0")
+        numbers = self.weights if isinstance(self.weights, tuple) else ()
+        _require(min(numbers, default=0) >= 0, "plan.weights: wanted no number below 0")
         _require(self.group == "auto" or int(self.group) > 0, f"plan.group: wanted at least 1, got {self.group}")
         _require(self.gamma > 0, f"plan.gamma: wanted above 0, got {self.gamma}")
 
@@ -325,7 +333,7 @@ def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
     _require(isinstance(file, str), f"plan.weights_from: wanted the path of a plan.json, got {file!r:.80}")
     _require("weights" not in plan, "plan.weights_from: wanted this or plan.weights, got both")
     try:
-        weights = [site.drelus for site in Plan.load(file)]
+        weights = list(weights_of(Plan.load(file)).values())
     except (OSError, PlanError) as error:
         raise RecipeError(f"plan.weights_from: {error}") from error
     kept = {key: value for key, value in plan.items() if key != "weights_from"}
