@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 
-from deepshare import cli, models
+from deepshare import cli, fuse, models
 from deepshare.budget import allocate
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.plan import Plan, PlanError, apply_plan, count_drelus
+from deepshare.secure.lower import lower
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 # ReLUs of (conv1, S1, S2, ..., fc) at 32x32 with stem_relu, from the definition of each network
@@ -190,6 +191,46 @@ def test_table_4_of_deepreshape(width: int, multipliers: tuple[int, ...]):
     assert tuple(round(100 * count / sum(sums), 2) for count in sums) == shares
 
 
+@pytest.mark.parametrize(("name", "share"), [("resnet18", 58.8), ("wrn-22-8", 48.2), ("wrn-16-8", 43.9)])
+def test_shares_of_the_first_stage(name: str, share: float):
+    """DeepReShape, section 3.2 (its 47.7 % for WRN-22-4 is 48.8 %)."""
+    sums = by_stage({"name": name, "stem_relu": True})
+    assert round(100 * (sums.get("conv1", 0) + sums["S1"]) / sum(sums.values()), 1) == share
+
+
+@pytest.mark.parametrize(
+    ("width", "multipliers", "printed"),
+    [
+        (16, (2, 2, 2), (81.92, 32.77, 16.38, 8.19)),
+        (128, (2, 2, 2), (655.36, 262.14, 131.07, 65.54)),
+        (256, (2, 2, 2), (1310.72, 524.29, 262.14, 131.07)),
+        (16, (3, 3, 3), (81.92, 49.15, 36.86, 27.65)),
+        (16, (6, 6, 6), (81.92, 98.30, 147.46, 221.18)),
+        (16, (7, 7, 7), (81.92, 114.69, 200.70, 351.23)),
+        (16, (7, 7, 2), (81.92, 114.69, 200.70, 100.35)),
+        (16, (3, 5, 2), (81.92, 49.15, 61.44, 30.72)),
+    ],
+)
+def test_tables_10_11_of_deepreshape(width: int, multipliers: tuple[int, ...], printed: tuple[float, ...]):
+    """BaseCh (m varies), StageCh and HRN: ReLUs per stage in K, conv1 with the first."""
+    spec = {"name": "resnet18", "stem_relu": True, "width": width, "multipliers": multipliers}
+    conv1, first, *rest = by_stage(spec).values()
+    assert tuple(round(count / 1000, 2) for count in (conv1 + first, *rest)) == printed
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet6", "resnet20", "wrn-10-1", "vgg16-bn", "vgg16-bn-fc", "mobilenetv1", "mobilenetv2"]
+)
+def test_every_family_is_fused_and_lowered(name: str):
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=3, width=4, stem_relu=True)
+    plan = Plan.of(model, (3, 32, 32))
+    shared = apply_plan(model, allocate(plan, "uniform", plan.drelus // 3).plan).eval()
+    assert torch.equal(fuse(shared, (3, 32, 32))(IMAGES), shared(IMAGES))
+    program, _ = lower(shared, (3, 32, 32))
+    assert program.steps
+
+
 @pytest.mark.parametrize(
     ("name", "width", "size", "stages", "printed"),
     [  # Tables 6, 13, 14 of DeepReShape: half of the ReLUs of the stages that are kept; conv1 has none
@@ -276,6 +317,14 @@ def test_a_checkpoint_fills_in_the_published_width(tmp_path):
 def test_bad_settings_are_refused(name: str, settings: dict, message: str):
     with pytest.raises(ValueError, match=f"models.create: .*{message}"):
         models.create(name, num_classes=2, **settings)
+
+
+def test_stages_survive_a_plan():
+    model = models.create("resnet20", num_classes=2, width=4, stem_relu=True)
+    plan = allocate(Plan.of(model, (3, 16, 16)), "uniform", 600).plan
+    assert any(site.leader for site in plan)
+    expected = ("conv1", *("S1",) * 6, *("S2",) * 6, *("S3",) * 6)
+    assert models.stages(apply_plan(model, plan), plan) == models.stages({"name": "resnet20"}, plan) == expected
 
 
 def test_stages_by_name():
