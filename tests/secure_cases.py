@@ -37,6 +37,8 @@ def cases() -> dict[str, Case]:
         "follower": Case(LeaderFollower(generator), noise),
         "mask": Case(nn.Sequential(MaskedReLU2d(torch.rand(4, 3, 4, generator=generator) > 0.5)), noise),
         "channel_mask": Case(nn.Sequential(MaskedReLU2d(torch.tensor([True, False, False, True]))), noise),
+        "zeroing_mask": Case(nn.Sequential(MaskedReLU2d(torch.tensor([True, False] * 2), zero_out=True)), noise),
+        "no_mask": Case(nn.Sequential(MaskedReLU2d(torch.zeros(4, dtype=torch.bool), zero_out=True)), noise),
         "layers": Case(layers(generator), noise),
         "resnet": Case(tiny_resnet(None), image),
         "shared_resnet": Case(tiny_resnet(2), image),
@@ -193,8 +195,10 @@ def _step(program, step, inputs, values, weights, images) -> Interval:  # type: 
             kept = torch.zeros(inputs[0].centre[0].numel(), dtype=torch.bool)
             kept[program.public[step.public["index"]]] = True
             kept, active = kept.reshape(step.shape), inputs[0].relu()
+            passed = 0 if step.options["zero_out"] else 1
             return Interval(
-                torch.where(kept, active.centre, inputs[0].centre), torch.where(kept, active.radius, inputs[0].radius)
+                torch.where(kept, active.centre, passed * inputs[0].centre),
+                torch.where(kept, active.radius, passed * inputs[0].radius),
             )
         case "shared":
             source = values[step.gates[0]].channels(program.public[step.public["pi"]])

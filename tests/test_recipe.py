@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deepshare.train import Recipe, RecipeError, load_recipe, recipe_names
+from deepshare import data
+from deepshare.methods.snl import SNLSettings
+from deepshare.train import Recipe, RecipeError, load_recipe, networks, recipe_names
 from deepshare.train.recipe import first_difference
 from deepshare.train.schedule import Schedule, soft_channels_at
 
@@ -294,7 +296,6 @@ def test_snl_defaults_are_the_papers_and_resolved(snl_path):
         (["plan.method=file"], "plan.budget: wanted with every method but"),
         (["plan.weights_from=nowhere.json"], "plan.weights_from: .*nowhere.json"),
         (["plan.weights_from=3"], "plan.weights_from: wanted the path of a plan.json, got 3"),
-        (["plan.weights_from=x", "plan.weights=[1]"], "wanted this or plan.weights, got both"),
     ],
 )
 def test_wrong_snl_recipes_are_refused(snl_path, changes, words):
@@ -317,3 +318,43 @@ def test_dkd_has_its_papers_weights(path):
 def test_step_schedule_multiplies_after_each_milestone(snl_path):
     rate = load_recipe(snl_path).phase[0].learning_rate
     assert [rate.at(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
+
+
+def test_a_published_list_may_stand_in_place_of_weights():
+    spec = {"name": "resnet18", "num_classes": 100, "width": 64, "stem_relu": False, "in_channels": 3}
+    by_number, by_label = (
+        networks.make_plan(load_recipe("r18-c100-12.9k", changes), {**spec, "input_size": [3, 32, 32]})
+        for changes in ([], ["plan.weights=ResNet18_c100_relu50k"])
+    )
+    assert by_number == by_label
+    with pytest.raises(RecipeError, match="nobody"):
+        networks.make_plan(load_recipe("r18-c100-12.9k", ["plan.weights=nobody"]), {**spec, "input_size": [3, 32, 32]})
+
+
+def test_models_are_as_published_unless_the_recipe_shapes_them(path):
+    assert load_recipe(path, ["model.name=resnet20"]).model.width == 4
+    path.write_text(GOOD.replace("width = 4\n", ""))
+    assert load_recipe(path, ["model.name=resnet20"]).model.width == 16
+    shaped = load_recipe(path, ["model.width=4", "model.multipliers=[3, 2, 2]", "model.rho=0.5"])
+    assert networks.model_spec(shaped, data.load("digits")) == {
+        "name": "resnet18",
+        "num_classes": 10,
+        "width": 4,
+        "stem_relu": False,
+        "in_channels": 1,
+        "input_size": [1, 8, 8],
+        "multipliers": [3, 2, 2],
+        "rho": 0.5,
+    }
+
+
+def test_the_snl_recipe_is_section_4():
+    recipe = load_recipe("r18-c100-snl-49.9k")
+    pretrain, masks, finetune = recipe.phase
+    rates = [pretrain.learning_rate.at(epoch) for epoch in (0, 79, 80, 119, 120)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    assert (pretrain.batch_size, pretrain.momentum, pretrain.weight_decay) == (256, 0.9, 5e-4)
+    assert masks.lr == 1e-3
+    assert (finetune.epochs, finetune.lr, finetune.momentum) == (100, 1e-3, 0.9)
+    assert (recipe.distill.temperature, recipe.distill.weight) == (4, 0.5)
+    assert recipe.snl == SNLSettings()

@@ -19,11 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 
-RECIPE = ["model.width=2", "data.limit=64", "phase.*.epochs=2", "phase.*.batch_size=32"]
+SMALL = ["model.width=2", "data.limit=64", "phase.*.epochs=2", "phase.*.batch_size=32"]
+SETTINGS = {
+    "demo-240": SMALL,
+    "demo-snl-960": [*SMALL, "plan.budget=100", "phase.masks.epochs=9", "phase.masks.lr=0.1", "snl.lasso=0.1"],
+}
 PHASES = ("teacher", "gelu", "switch", "finetune")
 
 
-def live(run_dir: Path, kill_at: int | None, events: Path) -> None:
+def live(recipe: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
     """Train in this process; die at event number `kill_at`, after writing what the event was to `events`."""
     from deepshare.train import load_recipe, train
     from deepshare.train.progress import Progress
@@ -56,12 +60,12 @@ def live(run_dir: Path, kill_at: int | None, events: Path) -> None:
 
     Progress.start_epoch, Progress.after_step, os.replace = start_epoch, after_step, replace
     torch.set_num_threads(1)
-    train(load_recipe("demo-240", RECIPE), run_dir, resume=True)
+    train(load_recipe(recipe, SETTINGS[recipe]), run_dir, resume=True)
     with events.open("a") as file:
         file.write(f"{count} events\n")
 
 
-def main(folder: Path, runs: list[list[int]]) -> None:
+def main(recipe: str, folder: Path, runs: list[list[int]]) -> None:
     """Per run one life per kill, then one to its end. Forked, so that torch is imported once."""
     for module in ("deepshare.train", "kornia.augmentation", "sklearn.datasets"):
         importlib.import_module(module)
@@ -71,7 +75,7 @@ def main(folder: Path, runs: list[list[int]]) -> None:
             if child == 0:
                 status = 1
                 try:
-                    live(folder / f"run{number}", kill_at, folder / f"events{number}.txt")
+                    live(recipe, folder / f"run{number}", kill_at, folder / f"events{number}.txt")
                     status = 0
                 finally:
                     os._exit(status)
@@ -80,12 +84,12 @@ def main(folder: Path, runs: list[list[int]]) -> None:
                 sys.exit(f"a life ended with {status}")
 
 
-def run(folder: Path, *runs: list[int]) -> list[tuple[list[str], Path]]:
+def run(folder: Path, *runs: list[int], recipe: str = "demo-240") -> list[tuple[list[str], Path]]:
     """For each run, killed at these events: what each of its lives died of or how many events it had; its folder."""
     folder.mkdir()
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folder), json.dumps(runs)]
+    command = [sys.executable, __file__, recipe, str(folder), json.dumps(runs)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return [
@@ -100,16 +104,17 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
         return [{key: row[key] for key in row if "second" not in key} for row in csv.DictReader(file)]
 
 
-def assert_same_run(ours: Path, theirs: Path) -> None:
+def assert_same_run(ours: Path, theirs: Path, phases: tuple[str, ...] = PHASES) -> None:
     from deepshare.checkpoint import load_checkpoint
 
-    for name in (*PHASES, "final"):
+    for name in (*phases, "final"):
         one, other = (load_checkpoint(folder / f"{name}.safetensors") for folder in (ours, theirs))
         ours_weights, theirs_weights = one.model.state_dict(), other.model.state_dict()
         assert ours_weights.keys() == theirs_weights.keys()
         differ = [key for key, value in ours_weights.items() if not torch.equal(value, theirs_weights[key])]
         assert differ == [], name
         assert one.metrics == other.metrics
+        assert one.plan == other.plan
     assert rows(ours) == rows(theirs)
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     assert [path.name for path in (ours / "checkpoints").iterdir()] == ["finetune-0002"]
@@ -133,6 +138,19 @@ def test_a_run_killed_in_every_phase_ends_in_the_same_weights(undisturbed, tmp_p
     assert {death.split()[1] for death in deaths} == {"step", "before", "after"}, deaths
     assert (folder / "log.txt").read_text().count("resumed after") > 5
     assert_same_run(folder, expected)
+
+
+def test_an_snl_run_killed_in_every_phase_ends_in_the_same_masks_and_weights(tmp_path):
+    phases = ("pretrain", "masks", "finetune")
+    [(lives, expected)] = run(tmp_path / "undisturbed", [], recipe="demo-snl-960")
+    count, draw = int(lives[0].split()[0]), random.Random(1)
+    kills = [draw.randint(count // 12, count // 5) for _ in range(8)]
+    [(lives, folder)] = run(tmp_path / "killed", kills, recipe="demo-snl-960")
+    assert {death.partition(":")[0] for death in lives[:-1]} >= set(phases), lives
+    assert_same_run(folder, expected, phases)
+    assert (folder / "plan.json").read_bytes() == (expected / "plan.json").read_bytes()
+    counts = [int(row["drelus"]) for row in rows(folder) if row["phase"] == "masks"]
+    assert min(counts) < 960 == counts[0]  # masks were learned, and over several lives
 
 
 @pytest.mark.slow
@@ -190,4 +208,4 @@ def assert_secure_run_agrees(checkpoint: Path, data_root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 CASES = cases()
 WEIGHTS = ("public", "secret")
+MASKS = ("mask", "channel_mask", "zeroing_mask", "no_mask")
 BATCH = 2
 
 
@@ -43,13 +44,13 @@ def test_result_lies_within_what_truncation_allows(outcomes, name, weights):
     assert bool((off <= allowed.radius + 1e-3).all()), f"off by {float((off - allowed.radius).max())} units"
 
 
-@pytest.mark.parametrize("name", ["relu", "gate", "leader", "odd_map", "follower", "mask", "channel_mask", "layers"])
+@pytest.mark.parametrize("name", ["relu", "gate", "leader", "odd_map", "follower", *MASKS, "layers"])
 def test_bounds_are_tight_enough_to_mean_something(name):
     case = CASES[name]
     program, tensors = lower(case.model, tuple(case.images.shape[1:]))
     radius = bounds(program, tensors, encode(case.images)).radius
     assert float(radius.median()) <= 16  # units of 2^-16
-    if name in ("relu", "mask", "channel_mask"):
+    if name in ("relu", *MASKS):
         assert float(radius.max()) == 0
 
 
@@ -97,6 +98,8 @@ def test_counters_equal_the_formulas(outcomes, name, weights):
         ("follower", "public", -2, 1, 2 * 16 * 96),
         ("follower", "secret", -2, 2, 2 * (24 * 96 + 8 * 4)),
         ("channel_mask", "secret", -2, 9, 464 * 48),
+        ("zeroing_mask", "secret", -2, 9, 464 * 48),
+        ("no_mask", "secret", -2, 0, 0),
         ("layers", "public", -2, 0, 0),
         ("layers", "secret", -2, 1, 2 * 8 * (2 * 16 + 16 * 5)),
         ("layers", "secret", -1, 1, 8 * 2 * 5),

@@ -136,14 +136,15 @@ class Evaluator:
         return _truncate(x.mul(gate).mul(alpha).add(x.mul(beta)))
 
     def _mask(self, step: Step, x: Shared) -> Shared:
-        """ReLU on the masked elements, gathered into one call; the others pass (SNL eq. 2)."""
+        """ReLU on the masked elements, gathered into one call; the others pass (SNL eq. 2) or are 0 (eq. 7)."""
         index = self._program.public[step.public["index"]]
-        if not index.numel():
-            return x
         flat = x.flatten(start_dim=1)
-        kept = flat.index_select(1, index)
         result = flat.clone()
-        result.share[:, index] = kept.mul(self._drelu(kept)).share
+        if step.options["zero_out"]:
+            result.share.zero_()  # both parties: 0 + 0
+        if index.numel():
+            kept = flat.index_select(1, index)
+            result.share[:, index] = kept.mul(self._drelu(kept)).share
         return result.reshape(x.share.shape)
 
     def _average(self, x: Shared, step: Step) -> Shared:

@@ -235,7 +235,8 @@ class _Lowering:
         mask = act.mask if act.mask.dim() == 3 else act.mask.reshape(-1, *(1,) * (len(shape) - 1))
         kept = mask.expand(shape).reshape(-1)
         self._public[f"{name}.index"] = kept.nonzero().reshape(-1)
-        self._emit(node, "mask", (x,), name=name, public={"index": f"{name}.index"})
+        options = {"zero_out": act.zero_out}
+        self._emit(node, "mask", (x,), name=name, public={"index": f"{name}.index"}, options=options)
 
     def avg_pool(self, node: fx.Node) -> None:
         pool = self._module(node)

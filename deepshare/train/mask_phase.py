@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ def _binary(run: Run, model: nn.Module, kept: Mapping[str, Tensor]) -> tuple[nn.
     return result, snl.plan_of(run.plan, kept, zero_out=run.recipe.snl.zero_out)
 
 
-def _save(run: Run, model: nn.Module, kept: Mapping[str, Tensor], row: Row, path: Any) -> None:
+def _save(run: Run, model: nn.Module, kept: Mapping[str, Tensor], row: Row, path: Path) -> None:
     binary, plan = _binary(run, model, kept)
     save_network(run, binary, plan, row, path)
 

@@ -325,13 +325,13 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
 
 
 def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
-    """plan.weights_from, a plan's file, becomes plan.weights, its DReLUs per site: the recipe holds what decides."""
+    """plan.weights_from, a plan's file, becomes plan.weights, its DReLUs per site, in the place of others: the recipe
+    holds what decides."""
     plan = values.get("plan")
     if not isinstance(plan, dict) or "weights_from" not in plan:
         return values
     file = plan["weights_from"]
     _require(isinstance(file, str), f"plan.weights_from: wanted the path of a plan.json, got {file!r:.80}")
-    _require("weights" not in plan, "plan.weights_from: wanted this or plan.weights, got both")
     try:
         weights = list(weights_of(Plan.load(file)).values())
     except (OSError, PlanError) as error:

@@ -74,7 +74,7 @@ class Decoupled:
     """DKD (Zhao et al. 2022, "Decoupled Knowledge Distillation"): alpha * TCKD + beta * NCKD.
 
     KL = TCKD + (1 - p) * NCKD with p the teacher's share of the label: where the teacher is sure, plain distillation
-    shuts out what it knows of the other classes; beta does not. The paper's alpha is 1, its beta 1 to 8 by network.
+    shuts out what it knows of the other classes; beta does not. The paper's alpha is 1, its beta is tuned by network.
     """
 
     def __init__(self, alpha: float, beta: float) -> None:
