@@ -1,5 +1,6 @@
 """Convolutions as values: one after the other, and side by side, as one convolution."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -154,18 +155,20 @@ class Convolution:
         return seen or first.bias.dim() > 1 or self.bias.dim() > 1
 
     def after(self, first: "Convolution", size: Pair | None) -> "Convolution":
-        """This one on the result of `first`, as one convolution: W = B * A (a full convolution of the kernels).
+        """This one on the result of `first`, as one convolution: W[a + b] is the sum of B[b] @ A[a] over its taps.
 
         size: (H, W) between the two, for a bias that sees this one's zero padding. None: a bias as if there were no
         border, the same at every position.
         """
         merged = self.geometry.after(first.geometry)
-        inner = _spread(_regrouped(first, merged.groups), _ratio(first.geometry.spacing, merged.dilation))
-        steps = _pair(lambda d: self.geometry.spacing[d] * first.geometry.stride[d])
-        outer = _spread(_regrouped(self, merged.groups), _ratio(steps, merged.dilation))
-        full = _pair(lambda d: outer.shape[2 + d] - 1)
-        weight = F.conv2d(inner.transpose(0, 1), outer.flip(2, 3), padding=full, groups=merged.groups)
-        return Convolution(merged, weight.transpose(0, 1).contiguous(), self._bias_after(first, size))
+        inner, outer = _regrouped(first, merged.groups), _regrouped(self, merged.groups)
+        inner_step = _ratio(first.geometry.spacing, merged.dilation)
+        outer_step = _ratio(_pair(lambda d: self.geometry.spacing[d] * first.geometry.stride[d]), merged.dilation)
+        weight = inner.new_zeros(merged.outputs, inner.shape[1], *merged.kernel)
+        for row, column in itertools.product(range(outer.shape[2]), range(outer.shape[3])):
+            start = row * outer_step[0], column * outer_step[1]
+            weight[_window(start, inner, inner_step)] += _product(outer[:, :, row, column], inner, merged.groups)
+        return Convolution(merged, weight, self._bias_after(first, size))
 
     def _bias_after(self, first: "Convolution", size: Pair | None) -> Tensor:
         own, bias = self.geometry, first.bias
@@ -255,24 +258,25 @@ def _regrouped(conv: Convolution, groups: int) -> Tensor:
     return weight
 
 
-def _spread(weight: Tensor, steps: Pair) -> Tensor:
-    """The kernel with taps `steps` apart, zeros between."""
-    if steps == (1, 1):
-        return weight
-    size = _pair(lambda d: (weight.shape[2 + d] - 1) * steps[d] + 1)
-    wide = weight.new_zeros(*weight.shape[:2], *size)
-    wide[:, :, :: steps[0], :: steps[1]] = weight
-    return wide
+def _product(matrix: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """[O, M / groups] times [M, I / groups, kh, kw], group by group, tap by tap: [O, I / groups, kh, kw]."""
+    left = matrix.reshape(groups, -1, matrix.shape[1])
+    right = weight.reshape(groups, left.shape[2], -1)
+    return (left @ right).reshape(matrix.shape[0], *weight.shape[1:])
+
+
+def _window(start: Pair, weight: Tensor, step: Pair) -> tuple[slice, ...]:
+    """Where the taps of `weight`, `step` apart, lie in a larger kernel."""
+    ends = _pair(lambda d: start[d] + (weight.shape[2 + d] - 1) * step[d] + 1)
+    return slice(None), slice(None), *(slice(start[d], ends[d], step[d]) for d in (0, 1))
 
 
 def _placed(conv: Convolution, merged: Geometry) -> Tensor:
     """The weight inside the merged kernel, at the offset its own padding gives it."""
-    own = conv.geometry
-    inner = _spread(_regrouped(conv, merged.groups), _ratio(own.spacing, merged.dilation))
+    own, inner = conv.geometry, _regrouped(conv, merged.groups)
     start = _pair(lambda d: (merged.padding[d] - own.padding[d]) // merged.dilation[d])
     weight = inner.new_zeros(*inner.shape[:2], *merged.kernel)
-    rows, columns = (slice(start[d], start[d] + inner.shape[2 + d]) for d in (0, 1))
-    weight[:, :, rows, columns] = inner
+    weight[_window(start, inner, _ratio(own.spacing, merged.dilation))] = inner
     return weight
 
 
