@@ -1,4 +1,4 @@
-"""The command line: `deepshare doctor | count | train | secure | demo | bench-report`."""
+"""The command line: `deepshare doctor | count | train | criticality | secure | demo | bench-report`."""
 
 import argparse
 import signal
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_doctor, _add_count, _add_train, _add_secure, _add_demo, _add_bench_report):
+    for add in (_add_doctor, _add_count, _add_train, _add_criticality, _add_secure, _add_demo, _add_bench_report):
         add(commands)
     return parser
 
@@ -90,6 +90,20 @@ def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
     command = commands.add_parser("train", help="run every phase of a recipe")
     command.add_argument("recipe", nargs="?", help="a recipe's name or a TOML file")
     command.add_argument("--list", action="store_true", help="name the recipes that come with the package, and stop")
+    _add_run_options(command)
+    command.set_defaults(run=_train)
+
+
+def _add_criticality(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("criticality", help="how much each stage's ReLUs matter (DeepReDuce): trains to see")
+    command.add_argument("recipe", help="a recipe's name or a TOML file, as demo-criticality")
+    command.add_argument("--seeds", metavar="N,N,...", help="train every stage once per seed (default the recipe's)")
+    command.add_argument("--split", choices=("val", "test"), default="val", help="default %(default)s")
+    _add_run_options(command)
+    command.set_defaults(run=_criticality)
+
+
+def _add_run_options(command) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--out", type=Path, help="run folder (default runs/RECIPE)")
     command.add_argument("--data-root", type=Path, help="folder of the official data files")
     command.add_argument("--teacher", type=Path, help="distil from this checkpoint, train no teacher")
@@ -98,7 +112,6 @@ def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: phase.*.epochs=2"
     )
-    command.set_defaults(run=_train)
 
 
 def _add_secure(commands) -> None:  # type: ignore[no-untyped-def]
@@ -218,6 +231,24 @@ def _train(options: argparse.Namespace) -> None:
         teacher=options.teacher,
     )
     print(f"{result.checkpoint}: {result.plan.drelus:,} DReLUs, test accuracy {100 * result.test_accuracy:.2f} %")
+
+
+def _criticality(options: argparse.Namespace) -> None:
+    from deepshare.compare.criticality import measure
+    from deepshare.train import load_recipe
+
+    recipe = load_recipe(options.recipe, options.set)
+    found = measure(
+        recipe,
+        options.out or Path("runs") / recipe.name,
+        seeds=None if options.seeds is None else _ints("--seeds", options.seeds),
+        teacher=options.teacher,
+        split=options.split,
+        data_root=options.data_root,
+        device=options.device,
+        resume=options.resume,
+    )
+    print(found.table())
 
 
 def _secure(options: argparse.Namespace) -> None:

@@ -79,6 +79,9 @@ BAD = {
     "recipe type": (["train", "demo-240", "--set", "model.width=wide"], r"model\.width.*'wide'"),
     "budget below the floor": (["train", "demo-240", "--set", "plan.budget=10"], r"85.*10|10.*85"),
     "missing data": (["train", "r18-c100-6k", "--data-root", "nowhere"], r"nowhere.*train"),
+    "nothing to measure": (["criticality", "demo-relu"], r"phase: wanted pretrain and a baseline"),
+    "no seed": (["criticality", "demo-criticality", "--seeds", "a"], r"--seeds must be ints.*'a'"),
+    "no teacher": (["criticality", "demo-criticality", "--teacher", "absent.safetensors"], r"absent\.safetensors"),
     "no folder for the report": (["secure", "a.safetensors", "--json", "nowhere/x.json"], r"nowhere/x\.json"),
     "no checkpoint": (["secure", "absent.safetensors"], r"absent\.safetensors"),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deepshare import cli
 from deepshare.checkpoint import load_checkpoint
 from deepshare.compare.criticality import Criticality, StageAccuracy, measure
 from deepshare.methods.deepreduce import pipeline, stage_relus
@@ -90,6 +91,17 @@ def test_the_order_drives_the_pipeline(measured):
     variants = pipeline(spec, found.order, (1, 8, 8))
     assert len(variants) == 15
     assert found.order[0] not in variants[0].name.split("+")
+
+
+def test_the_command_line_measures_and_prints_the_table(measured, tmp_path, capsys):
+    folder, _ = measured
+    changes = [part for change in SMALL for part in ("--set", change)]
+    teacher = ["--teacher", str(folder / "teacher" / "pretrain.safetensors")]
+    arguments = ["criticality", "demo-criticality", "--out", str(tmp_path / "run"), "--seeds", "3", *teacher, *changes]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    found = Criticality.load(tmp_path / "run" / "criticality.json")
+    assert capsys.readouterr().out.endswith(found.table() + "\n")  # after what train says
+    assert (tmp_path / "run" / "S4-distilled-3").is_dir()
 
 
 def paper() -> Criticality:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from deepshare import data
+from deepshare.checkpoint import load_checkpoint
 from deepshare.files import write_whole
 from deepshare.methods.deepreduce import STEM, criticality, culling_order, keep_only, stage_relus
 from deepshare.models import shapes_only
@@ -115,11 +116,13 @@ def measure(
         data_root, device, resume: as `train`'s.
 
     Raises:
-        RecipeError: another kind of recipe, no seeds, or what `train` raises; TrainingError, DataError: as `train`.
+        RecipeError: another kind of recipe, or no seeds. And what `train` raises.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     seeds = (recipe.seed,) if seeds is None else tuple(seeds)
     _check(recipe, seeds, split)
+    if teacher is not None:
+        load_checkpoint(teacher)  # what cannot be read is known before the first network is trained
     folder = Path(run_dir)
     plans = _save_plans(recipe, data_root, folder / "plans")
     run = partial(train, data_root=data_root, device=device, resume=resume)
