@@ -170,6 +170,21 @@ def test_a_network_with_reuse_trains_and_is_rebuilt(resnet18: nn.Module):
     assert torch.equal(again.eval()(images), network.eval()(images))
 
 
+def test_a_network_with_reuse_can_be_rewritten(resnet18: nn.Module):
+    """torch.fx traces it: layers that share gates stand beside layers that reuse ReLUs."""
+    torch.manual_seed(5)
+    plan = Plan.of(resnet18, SIZE)
+    reused = relu_reuse(resnet18, plan, 4, sites=["layer3.0.relu2", "layer3.1.relu2"])
+    sharing = reused.plan.replace("layer1.0.relu1", "shared", prototypes=2)
+    sharing = sharing.replace("layer1.0.relu2", "shared", leader="layer1.0.relu1")
+    network = apply_plan(reused.model, sharing).eval()
+    assert Plan.of(network, SIZE) == sharing
+    again = apply_plan(network, reused.plan).eval()
+    assert Plan.of(again, SIZE) == reused.plan
+    images = torch.randn(2, *SIZE)
+    assert torch.equal(again(images), apply_plan(reused.model, reused.plan).eval()(images))
+
+
 def test_the_convolution_in_front_is_found(resnet18: nn.Module):
     found = convolutions(resnet18, ["stem_relu", "layer2.0.relu1", "layer2.0.relu2"])
     assert found == {"stem_relu": "conv1", "layer2.0.relu1": "layer2.0.conv1", "layer2.0.relu2": "layer2.0.conv2"}

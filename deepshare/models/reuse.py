@@ -94,8 +94,11 @@ class ReuseConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, inputs, H, W] -> [N, outputs, H / stride, W / stride]
         done: list[Tensor] = []
-        for part, group, carry in zip(x.split(self.splits, 1), self.groups, self.carries, strict=True):
+        start = 0
+        for size, group, carry in zip(self.splits, self.groups, self.carries, strict=True):
+            part = x.narrow(1, start, size)  # not split: torch.fx cannot walk a tuple it does not know
             done.append(group(part if isinstance(carry, _Nothing) else part + carry(done[-1])))
+            start += size
         done[-1] = self.relu(done[-1])
         return self.mix(torch.cat(done, 1))
 
