@@ -11,6 +11,7 @@ from deepshare.methods import snl
 from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.train.errors import RecipeError
+from deepshare.train.fields import plain
 from deepshare.train.recipe import PlanRecipe, Recipe
 from deepshare.train.schedule import soft_channels_at
 from deepshare.train.seeds import cpu_seed, derive
@@ -19,7 +20,12 @@ from deepshare.train.seeds import cpu_seed, derive
 def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """The model in the form checkpoints carry it: what is as published stays out."""
     model = recipe.model
-    shape = {"multipliers": model.multipliers, "blocks": model.blocks, "rho": None if model.rho == 1 else model.rho}
+    shape = {
+        "multipliers": model.multipliers,
+        "blocks": model.blocks,
+        "rho": None if model.rho == 1 else model.rho,
+        "reuse": plain(model.reuse),
+    }
     return {
         "name": model.name,
         "num_classes": dataset.num_classes,

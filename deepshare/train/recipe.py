@@ -49,8 +49,18 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
+class ReuseRecipe:
+    """ReLU-reuse in some convolutions (docs/deepreshape.md): their module paths, N, the form of the groups."""
+
+    layers: tuple[str, ...]
+    factor: int
+    form: Literal["three", "naive"] = "three"
+    shortcuts: bool = True
+
+
+@dataclass(frozen=True)
 class ModelRecipe:
-    """deepshare.models.create's arguments; width as published by default, so are the last three."""
+    """deepshare.models.create's arguments; width as published by default, so are the last four."""
 
     name: str
     width: int | None = None
@@ -58,6 +68,7 @@ class ModelRecipe:
     multipliers: tuple[int, ...] | None = None
     blocks: tuple[int, ...] | None = None
     rho: float | None = None
+    reuse: ReuseRecipe | None = None
 
     def __post_init__(self) -> None:
         if self.width is None and models.is_name(self.name):
