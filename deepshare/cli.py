@@ -1,4 +1,4 @@
-"""The command line: `deepshare doctor | count | train | criticality | secure | demo | bench-report`."""
+"""The command line: `deepshare doctor | count | train | criticality | compare | secure | demo | bench-report`."""
 
 import argparse
 import signal
@@ -42,12 +42,13 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from deepshare.analysis.bench_records import BenchReportError
     from deepshare.budget import BudgetError
     from deepshare.checkpoint import CheckpointError
+    from deepshare.compare import CompareError
     from deepshare.data import DataError
     from deepshare.plan import PlanError
     from deepshare.secure import SecureError
     from deepshare.train import RecipeError, TrainingError
 
-    ours = (BudgetError, CheckpointError, DataError, PlanError, RecipeError, SecureError, TrainingError)
+    ours = (BudgetError, CheckpointError, CompareError, DataError, PlanError, RecipeError, SecureError, TrainingError)
     return (*ours, BenchReportError, ArgumentError, OSError)
 
 
@@ -61,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_doctor, _add_count, _add_train, _add_criticality, _add_secure, _add_demo, _add_bench_report):
+    adders = (_add_doctor, _add_count, _add_train, _add_criticality, _add_compare, _add_secure, _add_demo)
+    for add in (*adders, _add_bench_report):
         add(commands)
     return parser
 
@@ -112,6 +114,19 @@ def _add_run_options(command) -> None:  # type: ignore[no-untyped-def]
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: phase.*.epochs=2"
     )
+
+
+def _add_compare(commands) -> None:  # type: ignore[no-untyped-def]
+    command = commands.add_parser("compare", help="methods side by side at equal DReLU count")
+    command.add_argument("recipe", nargs="?", help="a comparison's name or a TOML file")
+    command.add_argument("--list", action="store_true", help="name the comparisons in the package, and stop")
+    command.add_argument("--out", type=Path, help="folder (default runs/RECIPE); a stopped one goes on there")
+    command.add_argument("--data-root", type=Path, help="folder of the official data files")
+    command.add_argument("--device", help="default: the first CUDA device, else the CPU")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the comparison: seeds=[0]"
+    )
+    command.set_defaults(run=_compare)
 
 
 def _add_secure(commands) -> None:  # type: ignore[no-untyped-def]
@@ -249,6 +264,21 @@ def _criticality(options: argparse.Namespace) -> None:
         resume=options.resume,
     )
     print(found.table())
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from deepshare import compare
+    from deepshare.compare import report
+
+    if options.list:
+        print("\n".join(compare.compare_recipe_names()))
+        return
+    if options.recipe is None:
+        raise ArgumentError("RECIPE is missing: a comparison's name (see --list) or a TOML file")
+    recipe = compare.load_compare_recipe(options.recipe, options.set)
+    folder = options.out or Path("runs") / recipe.name
+    results = compare.compare(recipe, folder, data_root=options.data_root, device=options.device)
+    print(f"\n{report.table(results)}\n\nwritten: {report.write(recipe, results, folder)}")
 
 
 def _secure(options: argparse.Namespace) -> None:

@@ -1,0 +1,138 @@
+"""A comparison: which methods, budgets and seeds, and what all their networks share (docs/compare.md has every key)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deepshare.methods.snl import SNLSettings
+from deepshare.train.errors import RecipeError
+from deepshare.train.fields import build
+from deepshare.train.overrides import apply_overrides
+from deepshare.train.recipe import MAX_SEED, DataRecipe, DistillRecipe, ModelRecipe, PhaseRecipe
+
+FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "compare"
+MethodKind = Literal["snl", "deepreduce", "deepreshape", "deepshare"]
+
+
+class CompareError(ValueError):
+    """A comparison that cannot be made; the message names the key, what was wanted and what came."""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise CompareError(message)
+
+
+@dataclass(frozen=True)
+class MethodRecipe:
+    """One method at every budget and seed.
+
+    name: what table and picture call it
+    kind: "snl"; "deepreduce" (the network of its pipeline with the most DReLUs within the budget); "deepreshape" (a
+        HybReNet thinned, then SNL to the budget); "deepshare"
+    phase: how its networks are trained, as in a training recipe; the all-ReLU network is trained before them
+    order: of "deepreduce", stages from least to most critical
+    model: of "deepreshape", the HybReNet, trained all-ReLU first as the others' network is
+    thin: of "deepreshape", stages to thin before SNL
+    counts: of "deepshare", the name of the method whose DReLUs per site weigh its sites (the paper: SNL); by default
+        uniform
+    group: of "deepshare", sites per leader
+    snl: of "snl" and "deepreshape"
+    """
+
+    name: str
+    kind: MethodKind
+    phase: tuple[PhaseRecipe, ...]
+    order: tuple[str, ...] | None = None
+    model: ModelRecipe | None = None
+    thin: tuple[str, ...] | None = None
+    counts: str | None = None
+    group: int | Literal["auto"] = "auto"
+    snl: SNLSettings | None = None
+
+    def __post_init__(self) -> None:
+        here = f"method {self.name}"
+        _require(bool(self.name.strip()), f"method.name: wanted a name, got {self.name!r}")
+        for key, kinds in (
+            ("order", ("deepreduce",)),
+            ("model", ("deepreshape",)),
+            ("thin", ("deepreshape",)),
+            ("counts", ("deepshare",)),
+            ("snl", ("snl", "deepreshape")),
+        ):
+            given = getattr(self, key) is not None
+            _require(
+                not given or self.kind in kinds, f"{here}: {key} belongs to {' and '.join(kinds)}, not {self.kind}"
+            )
+        _require(self.kind != "deepreduce" or self.order is not None, f"{here}: order is missing")
+        _require(self.kind != "deepreshape" or self.model is not None, f"{here}: model is missing")
+        known = [phase.kind for phase in self.phase]
+        _require(
+            not {"teacher", "pretrain"} & set(known),
+            f"{here}: wanted no teacher and no pretrain phase, the comparison has one for all; got {', '.join(known)}",
+        )
+
+
+@dataclass(frozen=True)
+class CompareRecipe:
+    """A comparison. `pretrain`: the phase that trains the all-ReLU network of every seed, who teaches all methods."""
+
+    name: str
+    budgets: tuple[int, ...]
+    seeds: tuple[int, ...]
+    data: DataRecipe
+    model: ModelRecipe
+    distill: DistillRecipe
+    pretrain: PhaseRecipe
+    method: tuple[MethodRecipe, ...]
+    threads: int | None = None  # of torch on the CPU; small networks are faster on one
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.method]
+        for key, values in (("budgets", self.budgets), ("seeds", self.seeds), ("method", names)):
+            _require(bool(values), f"{key}: wanted at least one")
+            _require(len(set(values)) == len(values), f"{key}: wanted each once, got {', '.join(map(str, values))}")
+        _require(min(self.budgets) > 0, f"budgets: wanted at least 1, got {min(self.budgets)}")
+        _require(all(0 <= seed <= MAX_SEED for seed in self.seeds), f"seeds: wanted 0 to 2^63 - 1, got {self.seeds}")
+        _require(self.threads is None or self.threads > 0, f"threads: wanted at least 1, got {self.threads}")
+        _require(self.pretrain.kind == "pretrain", f'pretrain.kind: wanted "pretrain", got {self.pretrain.kind!r}')
+        for position, method in enumerate(self.method):
+            _require(
+                method.counts is None or method.counts in names[:position],
+                f"method {method.name}: counts must name a method before it (got {method.counts!r})",
+            )
+
+
+def load_compare_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> CompareRecipe:
+    """The comparison in the TOML file `path_or_name`, or the one of that name that comes with the package.
+
+    overrides: `key=value` strings, as `deepshare train --set` takes them.
+
+    Raises CompareError naming file, key, what was wanted and what came.
+    """
+    path = _find(path_or_name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return build(CompareRecipe, apply_overrides(values, overrides))
+    except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, not TOML, or our own
+        raise CompareError(f"{path}: {error}") from error
+
+
+def compare_recipe_names() -> list[str]:
+    """Names of the comparisons that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    packaged = FOLDER / f"{path_or_name}.toml"
+    if path.suffix != ".toml" and packaged.is_file():
+        return packaged
+    known = ", ".join(compare_recipe_names())
+    raise CompareError(f"{path_or_name}: no such file and no such comparison; there are {known}")

@@ -1,0 +1,138 @@
+"""The table and the picture of a comparison."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from deepshare.compare.cells import ALL_RELU
+from deepshare.compare.published import Published, published
+from deepshare.compare.recipe import CompareRecipe
+from deepshare.compare.run import Result
+from deepshare.files import write_whole
+
+_HEADER = ("method", "budget", "DReLUs", "test accuracy, mean (sd)", "lowest - highest", "seeds", "epochs", "minutes")
+_COLOURS = ("#1f6f8b", "#c0562f", "#5b4a8a", "#3f7d3a", "#8a6d1f", "#7a2f57")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: a row per method and budget. sd over seeds (n - 1); epochs and minutes a run, beyond the teacher's."""
+    lines = ["| " + " | ".join(_HEADER) + " |", "| --- " + "| ---: " * (len(_HEADER) - 1) + "|"]
+    lines += ["| " + " | ".join(_row(group)) + " |" for group in groups(results)]
+    return "\n".join(lines)
+
+
+def groups(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of equal method and budget together, in order of first appearance."""
+    found: dict[tuple[str, int | None], list[Result]] = {}
+    for result in results:
+        found.setdefault((result.method, result.budget), []).append(result)
+    return list(found.values())
+
+
+def _row(group: list[Result]) -> tuple[str, ...]:
+    first, accuracies = group[0], [100 * result.test_accuracy for result in group]
+    spread = f" ({stdev(accuracies):.2f})" if len(group) > 1 else ""
+    return (
+        first.method,
+        "-" if first.budget is None else f"{first.budget:,}",
+        _span([result.drelus for result in group], "{:,}"),
+        f"{fmean(accuracies):.2f} %{spread}",
+        f"{min(accuracies):.2f} - {max(accuracies):.2f}",
+        str(len(group)),
+        _span([result.epochs for result in group], "{}"),
+        f"{fmean(result.seconds for result in group) / 60:.1f}",
+    )
+
+
+def _span(values: Sequence[int], form: str) -> str:
+    low, high = min(values), max(values)
+    return form.format(low) if low == high else f"{form.format(low)} - {form.format(high)}"
+
+
+def report(recipe: CompareRecipe, results: Sequence[Result], picture: str) -> str:
+    """The Markdown page: what was compared, the table, the picture."""
+    layer = "The papers have no figures for this network and data set."
+    if _published(recipe):
+        layer = "Faint points: published by the papers, for this network and data set."
+    seeds, loss = ", ".join(map(str, recipe.seeds)), recipe.distill
+    return f"""# {recipe.name}: methods at equal DReLU count
+
+{recipe.model.name}, width {recipe.model.width}, on {recipe.data.name}; seeds {seeds}.
+
+- Every method of a seed learns from the same all-ReLU network, by one loss (temperature {loss.temperature:g}, weight
+  {loss.weight:g}); a method with another network learns from that network's own.
+- Test accuracy is measured once, on the whole test split, at the end.
+
+{table(results)}
+
+![accuracy over DReLUs]({picture})
+
+Points: means over seeds; bars: lowest to highest. {layer}
+"""
+
+
+def _published(recipe: CompareRecipe) -> list[Published]:
+    return published(recipe.model.name, recipe.model.width, recipe.data.name)
+
+
+def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Path:
+    """folder/report.md and folder/pareto.png. Raises ImportError: matplotlib is missing (`deepshare[demo]`)."""
+    plot(recipe, results, folder / "pareto.png")
+    return write_whole(folder / "report.md", report(recipe, results, "pareto.png"))
+
+
+def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
+    """PNG: test accuracy over DReLUs, a line per method, the all-ReLU network as a level.
+
+    Raises ImportError: matplotlib is missing.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
+    for row in (known := _published(recipe)):
+        axes.plot(1000 * row.relus_k, row.accuracy, ".", color="0.75", zorder=1)
+        axes.annotate(row.method, (1000 * row.relus_k, row.accuracy), fontsize=5, color="0.6")
+    methods = list(dict.fromkeys(result.method for result in results if result.method != ALL_RELU))
+    for method, colour in zip(methods, _cycle(len(methods)), strict=True):
+        _draw(axes, method, [group for group in groups(results) if group[0].method == method], colour)
+    _draw_level(axes, [result for result in results if result.method == ALL_RELU])
+    if known:
+        axes.plot([], [], ".", color="0.75", label="published")
+    axes.set(xscale="log", xlabel="DReLUs", ylabel="test accuracy [%]", title=recipe.name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    pyplot.close(figure)
+    return write_whole(path, picture.getvalue())
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _draw(axes: Any, method: str, found: list[list[Result]], colour: str) -> None:
+    found = sorted(found, key=lambda group: fmean(result.drelus for result in group))
+    x = [math.fsum(result.drelus for result in group) / len(group) for group in found]
+    percent = [[100 * result.test_accuracy for result in group] for group in found]
+    means = [fmean(values) for values in percent]
+    below = [mean - min(values) for mean, values in zip(means, percent, strict=True)]
+    above = [max(values) - mean for mean, values in zip(means, percent, strict=True)]
+    axes.errorbar(x, means, yerr=[below, above], fmt="o-", color=colour, capsize=3, label=method, zorder=2)
+
+
+def _draw_level(axes: Any, results: list[Result]) -> None:
+    if not results:
+        return
+    percent = [100 * result.test_accuracy for result in results]
+    axes.axhspan(min(percent), max(percent), color="0.85", zorder=0)
+    label = f"all-ReLU, {results[0].drelus:,} DReLUs"
+    axes.axhline(fmean(percent), color="0.4", linestyle="--", linewidth=1, label=label)

@@ -1,0 +1,161 @@
+"""Run every cell of a comparison that has not ended yet; write the table and the picture of all that have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepshare import data
+from deepshare.compare.cells import ALL_RELU, Cell, all_relu_recipe, cell_recipe, cells
+from deepshare.compare.recipe import CompareError, CompareRecipe
+from deepshare.data import Dataset
+from deepshare.files import write_whole
+from deepshare.methods import snl
+from deepshare.train import TrainResult, networks, train
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell's run ended with.
+
+    drelus: of its network, at most the budget; accuracies: shares in [0, 1]; epochs: trained, of all phases, the
+    teacher's not counted; seconds: spent in them
+    """
+
+    method: str
+    budget: int | None
+    seed: int
+    drelus: int
+    test_accuracy: float
+    val_accuracy: float | None
+    epochs: int
+    seconds: float
+
+
+def compare(
+    recipe: CompareRecipe,
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Result]:
+    """Train every cell of `recipe` in `folder`, one after the other; what has ended is not trained again.
+
+    Writes folder/results.json after each cell. A killed comparison continues when called again.
+
+    Raises:
+        CompareError: the folder holds another comparison, or a method has no network within a budget (before anything
+            is trained). RecipeError, DataError, TrainingError: as `train` raises them.
+    """
+    settings = folder / "compare.json"
+    claim = json.dumps(asdict(recipe), indent=1) + "\n"
+    if settings.is_file() and settings.read_text(encoding="utf-8") != claim:
+        raise CompareError(f"{folder}: holds another comparison (its {settings.name} differs); choose another folder")
+    dataset = _load(recipe, data_root)
+    spec = networks.model_spec(all_relu_recipe(recipe, recipe.seeds[0]), dataset)
+    _check_plans(recipe, dataset, spec, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(settings, claim)
+    results: list[Result] = []
+    with _threads(recipe.threads):
+        for cell in (todo := cells(recipe)):
+            ended = _train(recipe, cell, spec, folder, data_root, device)
+            results.append(_result(cell, ended))
+            write_whole(folder / "results.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
+            say(_line(results[-1], len(results), len(todo)))
+    return results
+
+
+def _load(recipe: CompareRecipe, root: Path | None) -> Dataset:
+    wanted = recipe.data
+    return data.load(wanted.name, root, val_fraction=wanted.val_fraction, seed=wanted.split_seed, limit=wanted.limit)
+
+
+def _check_plans(recipe: CompareRecipe, dataset: Dataset, spec: dict[str, Any], folder: Path) -> None:
+    """Make every plan, so that what cannot be met is said before hours of training; weights do not matter for that."""
+    for cell in cells(recipe):
+        if cell.budget is None or cell.seed != recipe.seeds[0]:
+            continue
+        made, given = cell_recipe(recipe, cell, spec, folder, pretrained=False, counted=False)
+        plan = networks.make_plan(made, networks.model_spec(made, dataset), given)
+        if made.snl is not None:
+            snl.check_budget(plan, cell.budget, made.snl.granularity)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(
+    recipe: CompareRecipe,
+    cell: Cell,
+    spec: dict[str, Any],
+    folder: Path,
+    data_root: Path | None,
+    device: str | None,
+) -> TrainResult:
+    run_dir = folder / cell.folder
+    if cell.method == ALL_RELU:
+        return train(all_relu_recipe(recipe, cell.seed), run_dir, data_root=data_root, device=device, resume=True)
+    teacher = _teacher(recipe, cell, folder)
+    made, plan = cell_recipe(recipe, cell, spec, folder, pretrained=teacher is not None)
+    if plan is not None and made.plan.file is not None:
+        Path(made.plan.file).parent.mkdir(exist_ok=True)
+        plan.save(made.plan.file)
+    return train(made, run_dir, data_root=data_root, device=device, resume=True, teacher=teacher)
+
+
+def _teacher(recipe: CompareRecipe, cell: Cell, folder: Path) -> Path | None:
+    """The all-ReLU network of the cell's seed; of a method with another model, the one its first budget trained."""
+    method = next(method for method in recipe.method if method.name == cell.method)
+    source = Cell(ALL_RELU, None, cell.seed)
+    if method.model is not None:
+        if cell.budget == recipe.budgets[0]:
+            return None
+        source = Cell(cell.method, recipe.budgets[0], cell.seed)
+    return folder / source.folder / "pretrain.safetensors"
+
+
+def _result(cell: Cell, ended: TrainResult) -> Result:
+    rows = [row for row in ended.rows if cell.method == ALL_RELU or row["phase"] != "pretrain"]
+    seconds = sum(float(row["seconds"] or 0) for row in rows)
+    return Result(
+        cell.method,
+        cell.budget,
+        cell.seed,
+        ended.plan.drelus,
+        ended.test_accuracy,
+        ended.val_accuracy,
+        len(rows),
+        seconds,
+    )
+
+
+def _line(result: Result, done: int, of: int) -> str:
+    asked = "" if result.budget is None else f" of {result.budget:,}"
+    return (
+        f"[{done}/{of}] {result.method}, seed {result.seed}: {result.drelus:,}{asked} DReLUs, "
+        f"test {100 * result.test_accuracy:.2f} %"
+    )
+
+
+def read_results(folder: Path) -> list[Result]:
+    """What `compare` wrote. Raises CompareError: there is none, or it is damaged."""
+    path = folder / "results.json"
+    try:
+        return [Result(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise CompareError(f"{path}: {error}") from error

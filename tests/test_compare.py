@@ -1,0 +1,229 @@
+"""deepshare compare: cells, their plans, resumption, table and picture, on a network that trains in a second."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepshare.cli import main
+from deepshare.compare import Cell, CompareError, Result, cells, compare, load_compare_recipe, report
+from deepshare.compare.cells import ALL_RELU
+from deepshare.compare.published import FILE, published
+from deepshare.compare.run import read_results
+from deepshare.plan import Plan
+
+PHASE = 'epochs = 1\nbatch_size = 16\nlr = 0.01\ndistill = "pretrain"\n'
+TINY = f"""
+name = "tiny"
+budgets = [240, 96]
+seeds = [0, 1]
+threads = 1
+[data]
+name = "digits"
+limit = 48
+val_fraction = 0.2
+[model]
+name = "resnet18"
+width = 2
+[distill]
+[pretrain]
+kind = "pretrain"
+epochs = 1
+batch_size = 16
+lr = 0.01
+distill = "none"
+[[method]]
+name = "SNL"
+kind = "snl"
+[method.snl]
+lasso = 1.0
+[[method.phase]]
+kind = "masks"
+{PHASE}
+[[method]]
+name = "DeepReDuce"
+kind = "deepreduce"
+order = ["S1", "S4", "S2", "S3"]
+[[method.phase]]
+kind = "baseline"
+{PHASE}
+[[method]]
+name = "HybReNet + SNL"
+kind = "deepreshape"
+model = {{ name = "hrn-2x2x2x", width = 2 }}
+thin = ["S1"]
+[[method.phase]]
+kind = "masks"
+{PHASE}
+[[method]]
+name = "DeepShare"
+kind = "deepshare"
+counts = "SNL"
+[[method.phase]]
+kind = "gelu"
+{PHASE}
+[[method.phase]]
+kind = "switch"
+{PHASE}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result]]:
+    """A comparison that was stopped after its third cell and went on."""
+    folder = tmp_path_factory.mktemp("compare")
+    path = folder / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    recipe = load_compare_recipe(path, ["seeds=[1]"])
+
+    def stop_at_third(line: str) -> None:
+        if line.startswith("[3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(recipe, folder / "run", say=stop_at_third)
+    assert len(read_results(folder / "run")) == 3
+    return folder / "run", compare(recipe, folder / "run", say=lambda line: None)
+
+
+def test_cells_train_a_teacher_of_each_seed_first(recipe_file: Path):
+    found = cells(load_compare_recipe(recipe_file))
+    assert len(found) == 2 * (1 + 4 * 2)
+    assert found[0] == Cell(ALL_RELU, None, 0)
+    assert [cell.seed for cell in found] == [0] * 9 + [1] * 9
+    assert len({cell.folder for cell in found}) == len(found)
+
+
+def test_every_network_is_within_its_budget_and_masks_are_exactly_at_it(finished: tuple[Path, list[Result]]):
+    _, results = finished
+    assert len(results) == 9
+    for result in results:
+        if result.budget is None:
+            assert result.drelus == 960  # ResNet18, width 2, 8x8
+        elif result.method in ("SNL", "HybReNet + SNL"):
+            assert result.drelus == result.budget
+        else:
+            assert 0 < result.drelus <= result.budget
+
+
+def test_counts_of_snl_weigh_deepshare(finished: tuple[Path, list[Result]]):
+    folder, _ = finished
+    shares = json.loads((folder / "DeepShare/96/seed-1/result.json").read_text())
+    counted = Plan.load(folder / "SNL/96/seed-1/plan.json")
+    recipe = (folder / "DeepShare/96/seed-1/recipe.toml").read_text()
+    assert str([float(site.drelus) for site in counted]) in recipe
+    assert shares["drelus"] <= 96
+
+
+def test_what_has_ended_is_not_trained_again(finished: tuple[Path, list[Result]], recipe_file: Path):
+    folder, results = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("final.safetensors")}
+    assert len(before) == 9
+    assert compare(load_compare_recipe(recipe_file, ["seeds=[1]"]), folder, say=lambda line: None) == results
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("final.safetensors")} == before
+
+
+def test_a_stopped_comparison_ends_as_one_that_was_not(finished: tuple[Path, list[Result]], tmp_path: Path):
+    """The same cells of a comparison of fewer methods and budgets, in one go: a cell depends on its seed alone."""
+    _, results = finished
+    head, snl, _, _, shares = TINY.split("[[method]]")
+    path = tmp_path / "fewer.toml"
+    path.write_text("[[method]]".join([head.replace("240, ", ""), snl, shares]), encoding="utf-8")
+    alone = compare(load_compare_recipe(path, ["seeds=[1]"]), tmp_path / "run", say=lambda line: None)
+    assert [cell.method for cell in alone] == [ALL_RELU, "SNL", "DeepShare"]
+    same = [result for result in results if result.method in ("SNL", "DeepShare", ALL_RELU) and result.budget != 240]
+    assert [replace(r, seconds=0) for r in alone] == [replace(r, seconds=0) for r in same]
+
+
+def test_the_folder_of_another_comparison_is_refused(finished: tuple[Path, list[Result]], recipe_file: Path):
+    folder, _ = finished
+    other = load_compare_recipe(recipe_file, ["seeds=[5]"])
+    with pytest.raises(CompareError, match="holds another comparison"):
+        compare(other, folder)
+
+
+def test_table_has_a_row_per_method_and_budget_with_mean_and_spread():
+    results = [Result("A", 96, seed, 90 + seed, 0.5 + seed / 10, None, 3, 60.0) for seed in (0, 1, 2)]
+    results += [Result(ALL_RELU, None, 0, 960, 0.75, None, 1, 6.0)]
+    rows = report.table(results).splitlines()[2:]
+    assert rows[0] == "| A | 96 | 90 - 92 | 60.00 % (10.00) | 50.00 - 70.00 | 3 | 3 | 1.0 |"
+    assert rows[1] == f"| {ALL_RELU} | - | 960 | 75.00 % | 75.00 - 75.00 | 1 | 1 | 0.1 |"
+
+
+def test_report_and_picture_come_whole(finished: tuple[Path, list[Result]], recipe_file: Path):
+    pytest.importorskip("matplotlib")
+    folder, results = finished
+    page = report.write(load_compare_recipe(recipe_file), results, folder).read_text()
+    assert "no figures for this network and data set" in page
+    assert page.count("\n| ") == 3 + 4 * 2  # header and rule, all-ReLU, methods by budgets
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_published_points_are_of_the_same_network_and_data_set_only():
+    points = published("resnet18", None, "cifar100")
+    assert any(point.method == "DeepShare" and point.relus_k == 12.9 and point.accuracy == 77.29 for point in points)
+    assert published("resnet18", 16, "cifar100") == [] == published("resnet18", None, "digits")
+    assert published("resnet56", None, "cifar100") == []
+
+
+@pytest.mark.shared
+def test_the_published_figures_are_the_transcribed_ones(shared_dir: Path):
+    def rows(path: Path) -> list[str]:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+
+    theirs = [line for line in rows(shared_dir / "reference" / "published.csv") if "ADE20K" not in line]
+    assert rows(FILE) == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("budgets=[]", "budgets: wanted at least one"),
+        ("budgets=[0]", "budgets: wanted at least 1, got 0"),
+        ("seeds=[1, 1]", "seeds: wanted each once, got 1, 1"),
+        ("method.snl.order=['S1']", "method SNL: order belongs to deepreduce, not snl"),
+        ("method.deepshare.counts='Nobody'", "counts must name a method before it"),
+        ("pretrain.kind='teacher'", 'pretrain.kind: wanted "pretrain"'),
+        ("colour='red'", "colour: unknown key"),
+        ("method.snl.phase.0.kind='pretrain'", "wanted no teacher and no pretrain phase"),
+    ],
+)
+def test_bad_comparisons_name_the_key(recipe_file: Path, change: str, message: str):
+    with pytest.raises(CompareError, match=r"tiny\.toml") as caught:
+        load_compare_recipe(recipe_file, [change])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("budgets=[5]", "DReLUs"),  # below DeepShare's floor and DeepReDuce's smallest
+        ("budgets=[2000]", "960"),  # above the network's ReLUs
+        ("method.deepreduce.order=['S1', 'S1']", "S1"),
+    ],
+)
+def test_what_cannot_be_met_is_said_before_anything_is_written(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+):
+    folder = tmp_path / "run"
+    assert main(["compare", str(recipe_file), "--out", str(folder), "--set", change]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("deepshare: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_the_command_lists_and_names_what_there_is(capsys: pytest.CaptureFixture[str]):
+    assert main(["compare", "--list"]) == 0
+    assert "compare-digits" in capsys.readouterr().out.split()
+    assert main(["compare", "nothing"]) == 2
+    assert "no such file and no such comparison; there are" in capsys.readouterr().err
