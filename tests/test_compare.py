@@ -205,7 +205,7 @@ def test_bad_comparisons_name_the_key(recipe_file: Path, change: str, message: s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("budgets=[5]", "DReLUs"),  # below DeepShare's floor and DeepReDuce's smallest
+        ("budgets=[5]", "budget must be at least"),  # below DeepReDuce's smallest and DeepShare's floor
         ("budgets=[2000]", "960"),  # above the network's ReLUs
         ("method.deepreduce.order=['S1', 'S1']", "S1"),
     ],
