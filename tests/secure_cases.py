@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepshare import models
 from deepshare.channel_map import ChannelMap
+from deepshare.models.reuse import ReuseConv2d
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.plan import Plan, Site, apply_plan
 from deepshare.secure.program import Program
@@ -40,6 +41,7 @@ def cases() -> dict[str, Case]:
         "zeroing_mask": Case(nn.Sequential(MaskedReLU2d(torch.tensor([True, False] * 2), zero_out=True)), noise),
         "no_mask": Case(nn.Sequential(MaskedReLU2d(torch.zeros(4, dtype=torch.bool), zero_out=True)), noise),
         "layers": Case(layers(generator), noise),
+        "reuse": Case(reuse(generator), noise),
         "resnet": Case(tiny_resnet(None), image),
         "shared_resnet": Case(tiny_resnet(2), image),
     }
@@ -95,6 +97,12 @@ def layers(generator: torch.Generator) -> nn.Module:
         nn.Linear(16, 5),
     )
     return with_statistics(net, generator)
+
+
+def reuse(generator: torch.Generator) -> nn.Module:
+    """DeepReShape's ReLU-reuse: channels taken apart, one group compared, channels joined."""
+    torch.manual_seed(4)
+    return with_statistics(nn.Sequential(ReuseConv2d(4, 4, (3, 3), factor=4), nn.BatchNorm2d(4)), generator)
 
 
 def with_statistics(net: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -191,6 +199,11 @@ def _step(program, step, inputs, values, weights, images) -> Interval:  # type: 
             return inputs[0].relu()
         case "flatten":
             return Interval(inputs[0].centre.flatten(1), inputs[0].radius.flatten(1))
+        case "narrow":
+            first = step.options["start"]
+            return inputs[0].channels(torch.arange(first, first + step.options["length"]))
+        case "concat":
+            return Interval(torch.cat([x.centre for x in inputs], 1), torch.cat([x.radius for x in inputs], 1))
         case "mask":
             kept = torch.zeros(inputs[0].centre[0].numel(), dtype=torch.bool)
             kept[program.public[step.public["index"]]] = True

@@ -141,6 +141,8 @@ def in_place(x):
         (Functional(lambda x: x + 1), "node 'add'.*constant"),
         (Functional(lambda x: x.flatten()), "start_dim=1"),
         (Functional(lambda x: x.mean(1)), "mean over H and W"),
+        (Functional(lambda x: x.narrow(2, 0, 3)), r"must take channels, narrow\(1, start, length\)"),
+        (Functional(lambda x: torch.cat([x, x], 2)), r"join earlier results along their channels, dim=1 \(got dim=2\)"),
         (Functional(in_place), "node 'relu'.*changes 'conv' in place, which 'add' reads afterwards"),
         (Functional(lambda x: (x, x)), "must return"),
         (Functional(lambda x: x if x.sum() > 0 else -x), "cannot be traced"),

@@ -107,6 +107,12 @@ class Evaluator:
                 return self._average(x, step)
             case "flatten":
                 return x.flatten(start_dim=1)
+            case "narrow":
+                return x[:, step.options["start"] : step.options["start"] + step.options["length"]]
+            case "concat":
+                joined = x.clone()
+                joined.share = torch.cat([values[index].share for index in step.inputs], 1)
+                return joined
         raise AssertionError(f"unknown step {step.op}")
 
     def _param(self, step: Step, role: str) -> Any:

@@ -23,7 +23,7 @@ from deepshare.secure.program import Param, Program, Step
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors, AvgPool2d, "
-    "AdaptiveAvgPool2d, mean over H and W, Flatten, Identity, Dropout"
+    "AdaptiveAvgPool2d, mean over H and W, Flatten, Identity, Dropout, narrow and cat along the channels"
 )
 
 _CLIPS = (
@@ -272,6 +272,21 @@ class _Lowering:
             raise self._refuse(node, "must flatten everything but the batch (start_dim=1)")
         self._emit(node, "flatten", (self._input(node),))
 
+    def narrow(self, node: fx.Node) -> None:
+        """Some channels of a result: each party takes them of its own share."""
+        numbers = node.args[1:]
+        if len(numbers) != 3 or numbers[0] != 1 or not all(isinstance(number, int) for number in numbers):
+            raise self._refuse(node, f"must take channels, narrow(1, start, length) (got {numbers})")
+        options = {"start": numbers[1], "length": numbers[2]}
+        self._emit(node, "narrow", (self._input(node),), options=options)
+
+    def concat(self, node: fx.Node) -> None:
+        parts, dim = node.args[0], _argument(node, "dim")
+        known = isinstance(parts, (tuple, list)) and all(isinstance(p, fx.Node) and p in self._at for p in parts)
+        if not known or dim != 1:
+            raise self._refuse(node, f"must join earlier results along their channels, dim=1 (got dim={dim})")
+        self._emit(node, "concat", tuple(self._at[part] for part in parts))  # type: ignore[index, union-attr]
+
     def passes(self, node: fx.Node) -> None:
         self._at[node] = self._input(node)
 
@@ -306,6 +321,7 @@ _FUNCTIONS: dict[object, Callable[[_Lowering, fx.Node], None]] = {
     torch.relu: _Lowering.relu,
     torch.flatten: _Lowering.flatten,
     torch.mean: _Lowering.mean,
+    torch.cat: _Lowering.concat,
     F.adaptive_avg_pool2d: _Lowering.adaptive_pool,
 }
 _METHODS: dict[str, Callable[[_Lowering, fx.Node], None]] = {
@@ -315,4 +331,5 @@ _METHODS: dict[str, Callable[[_Lowering, fx.Node], None]] = {
     "relu_": _Lowering.relu,
     "flatten": _Lowering.flatten,
     "mean": _Lowering.mean,
+    "narrow": _Lowering.narrow,
 }

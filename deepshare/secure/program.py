@@ -24,7 +24,7 @@ class Step:
     """One operation. `inputs` are indices of earlier steps; `shape` is the result's, without the batch dimension.
 
     Attributes:
-        op: input, conv2d, linear, affine, add, relu, shared, mask, avg_pool2d or flatten.
+        op: input, conv2d, linear, affine, add, relu, shared, mask, avg_pool2d, flatten, narrow or concat.
         name: module path or node name, as in the model.
         params: role (weight, bias, scale, shift, alpha, beta) to key in `Program.params`.
         public: role (pi, index) to key in `Program.public`.
