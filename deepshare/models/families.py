@@ -36,15 +36,17 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Family:
-    """A name's network. Attributes:
+    """What a name stands for.
 
-    width: channels of its first convolution, as published.
-    multipliers, blocks: its shape, which may be changed; None in families whose shape is fixed.
-    stages: how many stages it has beside conv1.
-    build: from width, multipliers, blocks (as published or changed) and the settings all families share.
-    stem: what `stem_relu` chooses.
-    named: whether the name itself states the multipliers.
-    factor: channels of the first stage over `width`.
+    Attributes:
+        width: channels of its first convolution, as published.
+        stages: how many it has beside conv1.
+        build: makes the model from `width`, `multipliers` and `blocks` (as published or changed) and the settings that
+            all families share.
+        multipliers, blocks: its shape, which may be changed; None in families whose shape is fixed.
+        stem: which ReLU `stem_relu` is about: "stem", "last" (behind the last batch norm) or "none".
+        named: whether the name itself states the multipliers.
+        factor: channels of the first stage over `width`.
     """
 
     width: int
