@@ -11,6 +11,7 @@ from deepshare.compare.recipe import CompareError, CompareRecipe, MethodRecipe
 from deepshare.methods import deepreduce
 from deepshare.methods.deepreshape_pipeline import for_budget
 from deepshare.plan import Plan
+from deepshare.train.fields import plain
 from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe
 
 ALL_RELU = "all-ReLU"
@@ -114,5 +115,4 @@ def _thinned(method: MethodRecipe, spec: dict[str, Any]) -> Plan:
 
 def model_spec(model: ModelRecipe, like: dict[str, Any]) -> dict[str, Any]:
     """`models.create`'s arguments of `model`, for the images and classes of the spec `like`."""
-    settings = {key: value for key, value in vars(model).items() if value is not None}
-    return {**settings, "num_classes": like["num_classes"], "in_channels": like["in_channels"]}
+    return {**plain(model), "num_classes": like["num_classes"], "in_channels": like["in_channels"]}
