@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,15 @@ def test_only_the_distilled_networks_see_the_teacher(measured):
     assert not (folder / "S2-plain-1" / "pretrain.safetensors").exists()
 
 
-def test_resuming_trains_nothing_twice_and_ends_alike(measured, tmp_path):
+def test_resuming_trains_nothing_twice_and_ends_alike(measured):
+    """Also where a kill left one of the runs undone."""
     folder, found = measured
+    (folder / "criticality.json").unlink()
+    shutil.rmtree(folder / "S4-distilled-1")
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*/final.safetensors")}
+    assert len(times) == 16
     assert measure(recipe(), folder, seeds=(0, 1), device="cpu", resume=True) == found
+    assert (folder / "criticality.json").is_file()
     assert times == {path: path.stat().st_mtime_ns for path in times}
     with pytest.raises(TrainingError, match="there is a run already"):
         measure(recipe(), folder, seeds=(0, 1), device="cpu")

@@ -286,6 +286,22 @@ def test_what_is_no_one_layer_is_left_alone(make):
     torch.testing.assert_close(merged(images()), wanted, atol=1e-12, rtol=1e-12)
 
 
+def test_shared_gates_keep_their_leader():
+    """The leader's pre-activation has two readers: what makes it may still be merged, it itself may not."""
+    layers = [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1), nn.ReLU()]
+    model = nn.Sequential(*layers).double()
+    plan = Plan.of(model, SIZE).replace("2", "shared", prototypes=2).replace("5", "shared", leader="2")
+    shared = apply_plan(model, plan)
+    with torch.no_grad():
+        for name, value in shared.named_parameters():
+            if name.endswith(("alpha", "beta")):
+                value.normal_(generator=torch.Generator().manual_seed(len(name)))
+    merged, report = merge_linear(shared, SIZE)
+    assert [merge.layers for merge in report.merges] == [("0", "1"), ("3", "4")]
+    torch.testing.assert_close(merged(images()), shared(images()), atol=1e-12, rtol=1e-12)
+    assert Plan.of(merged, SIZE) == plan
+
+
 def test_the_given_model_stays_as_it_was():
     model = Bottleneck()
     state = {name: value.clone() for name, value in model.state_dict().items()}
