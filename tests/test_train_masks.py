@@ -18,8 +18,9 @@ SMALL = [
     "phase.pretrain.epochs=2",
     "phase.finetune.epochs=2",
     "phase.masks.epochs=60",
-    "phase.masks.batch_size=8",
-    "phase.masks.lr=0.008",
+    "phase.masks.batch_size=16",
+    "phase.masks.lr=0.03",
+    "snl.epsilon=0.05",  # above the rate: Adam carries masks to and fro over 0
     "snl.lasso=0.01",
     "plan.budget=100",
 ]
@@ -88,15 +89,14 @@ def test_finetuning_leaves_the_masks_and_moves_the_weights(finished):
     assert not torch.equal(before["fc.weight"], after["fc.weight"])
 
 
-def test_the_masks_kept_are_the_largest_of_the_last_epoch(finished, tmp_path):
-    """The state of a run stopped in its mask phase holds the values; those above epsilon are its checkpoint's plan."""
+def test_a_checkpoint_of_the_phase_has_the_masks_above_epsilon_and_the_state_their_values(tmp_path):
     recipe = small("phase.masks.epochs=3", "snl.exact=false")
     with pytest.raises(TrainingError, match=r"masks: \d+ ReLUs are left after 3 epochs, 100 are wanted; raise"):
         train(recipe, tmp_path / "run")
     [folder] = (tmp_path / "run" / "checkpoints").glob("masks-*")
     values = torch.load(folder / "state.pt")["masks"]["values"]
     saved = load_checkpoint(folder / "weights.safetensors")
-    assert all(torch.equal(saved.plan[name].mask.tensor(), value > 0.01) for name, value in values.items())
+    assert all(torch.equal(saved.plan[name].mask.tensor(), value > 0.05) for name, value in values.items())
     assert saved.plan.drelus == int(mask_rows(tmp_path / "run")[-1]["drelus"])
 
 
@@ -122,7 +122,7 @@ def test_the_variants_end_at_their_budgets(changes, zero_out, shapes, tmp_path):
 def test_at_the_bound_of_epochs_the_largest_masks_stay(tmp_path):
     result = train(small("phase.masks.epochs=1", "phase.finetune.epochs=1"), tmp_path / "run")
     assert result.plan.drelus == 100
-    assert "of 960 above 0.01 after 1 epochs; 100 stay" in (tmp_path / "run" / "log.txt").read_text()
+    assert "of 960 above 0.05 after 1 epochs; 100 stay" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_pretrained_network_is_given_and_must_fit(finished, tmp_path):
@@ -187,14 +187,21 @@ def test_a_budget_out_of_range_is_refused_before_anything_is_written(budget, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_the_learned_network_has_a_mask_at_every_site(finished, monkeypatch, tmp_path):
-    seen = []
+def test_every_site_learns_a_mask_and_the_largest_values_stay(monkeypatch, tmp_path):
+    values: dict[str, torch.Tensor] = {}
     end = mask_phase._end
 
     def spy(run, state, model, masks):
-        seen.append([type(module) for module in model.modules() if isinstance(module, (LearnedMask, MaskedReLU2d))])
+        kinds = [type(module) for module in model.modules() if isinstance(module, (LearnedMask, MaskedReLU2d))]
+        assert kinds == [LearnedMask] * 16
+        values.update({name: mask.detach().clone() for name, mask in masks.items()})
         end(run, state, model, masks)
 
     monkeypatch.setattr(mask_phase, "_end", spy)
-    train(small("phase.*.epochs=1"), tmp_path / "run")
-    assert seen == [[LearnedMask] * 16]
+    result = train(small("phase.*.epochs=1"), tmp_path / "run")
+    kept = {site.name: site.mask.tensor() for site in result.plan}
+    assert all(not torch.equal(value, torch.ones_like(value)) for value in values.values())
+    inside = torch.cat([values[name][kept[name]] for name in kept])
+    outside = torch.cat([values[name][~kept[name]] for name in kept])
+    assert len(inside) == 100
+    assert inside.min() >= outside.max()
