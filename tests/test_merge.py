@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deepshare import models
 from deepshare.methods.conv_algebra import BiasMapConv2d
+from deepshare.methods.deepreduce import stage_relus, thin
 from deepshare.methods.merge import merge_linear
 from deepshare.plan import Plan, PlanError, apply_plan
 from deepshare.secure.lower import lower
@@ -164,6 +165,24 @@ def test_a_resnet_merged_inexactly_has_fewer_layers_and_costs_more():
     assert Plan.of(merged, (3, 16, 16)).drelus == plan.drelus
     assert "differs at the border" in report.table()
     assert not torch.allclose(merged(images((3, 16, 16))), model(images((3, 16, 16))))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "merges", "layers"),
+    [("mobilenetv1", 4, 13, (28, 15)), ("wrn-16-8", 1, 3, (17, 17)), ("hrn-5x5x3x", 2, 0, (21, 21))],
+)
+def test_thinned_networks_of_the_papers_merge_exactly(name, width, merges, layers):
+    """A MobileNet's depthwise 3x3 and the 1x1 behind it become a dense 3x3, a WideResNet's norms join convolutions."""
+    spec = {"name": name, "num_classes": 5, "width": width}
+    model = with_statistics(models.create(**spec))
+    full = Plan.of(model, (3, 32, 32))
+    stages = [stage for stage in stage_relus(spec, full) if stage.startswith("S")]
+    thinned = apply_plan(model, thin(spec, full, stages))
+    merged, report = merge_linear(thinned, (3, 32, 32), max_cost=math.inf)
+    assert (len(report.merges), (report.before.layers, report.after.layers)) == (merges, layers)
+    assert report.exact
+    wanted = thinned(images((3, 32, 32))).detach()
+    torch.testing.assert_close(merged(images((3, 32, 32))), wanted, atol=1e-11 * float(wanted.abs().max()), rtol=1e-11)
 
 
 def test_without_max_cost_nothing_dearer_is_merged_inexactly():
