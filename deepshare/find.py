@@ -21,7 +21,7 @@ from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.site import Kind, Mask, PlanError, Site, checked_image_size
 
 PLAIN: dict[Kind, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU}  # sites without a state
-ACTIVATIONS = (*PLAIN.values(), SharedReLU2d, MaskedReLU2d)
+STATEFUL = (SharedReLU2d, MaskedReLU2d)
 MAY_WORK_IN_PLACE = (nn.ReLU, nn.ReLU6)
 _ATEN = torch.ops.aten
 RELU_FUNCTIONS = frozenset(
@@ -48,7 +48,17 @@ def linear_activation() -> nn.Identity:
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a call of `module` is a site."""
-    return isinstance(module, ACTIVATIONS) or getattr(module, _LINEAR_MARK, False) is True
+    return (
+        isinstance(module, STATEFUL) or plain_kind(module) is not None or getattr(module, _LINEAR_MARK, False) is True
+    )
+
+
+def plain_kind(module: nn.Module) -> Kind | None:
+    """The kind of an activation without a state. A subclass with another forward is none: what that calls counts."""
+    for kind, made in PLAIN.items():
+        if isinstance(module, made) and type(module).forward is made.forward:
+            return kind
+    return None
 
 
 def function_kind(function: object) -> Literal["relu", "relu6"] | None:
@@ -120,17 +130,41 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
 
 def relies_on_in_place(model: nn.Module, input_size: Iterable[int]) -> bool:
     """Whether some ReLU or ReLU6 module must work in place: the output on a random image is another if none does."""
-    size, outputs = tuple(input_size), []
-    for in_place in (True, False):
-        probe = without_weights(model).eval()
+
+    def without(probe: nn.Module, image: Tensor) -> object:
         for module in probe.modules():
-            if isinstance(module, MAY_WORK_IN_PLACE) and not in_place:
+            if isinstance(module, MAY_WORK_IN_PLACE):
                 module.inplace = False
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            outputs.append(tree_leaves(probe(torch.randn_like(_zero_batch(probe, size)))))
-    tensors = [[leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in outputs]
-    return not all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+        return probe(image)
+
+    size = tuple(input_size)
+    return not same_outputs(outputs(model, size), outputs(model, size, without))
+
+
+def outputs(
+    model: nn.Module,
+    input_size: tuple[int, ...],
+    run: Callable[[nn.Module, Tensor], object] = lambda probe, image: probe(image),
+) -> list[Tensor]:
+    """The tensors that a copy of `model` in eval mode returns for a random image, always the same one."""
+    probe = without_weights(model).eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        leaves = tree_leaves(run(probe, torch.randn_like(_zero_batch(probe, input_size))))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def same_outputs(some: list[Tensor], others: list[Tensor], tolerance: float = 0) -> bool:
+    """Whether both are the same to `tolerance` times the largest. Tensors without values (meta) are not known to be."""
+    if len(some) != len(others) or any(tensor.is_meta for tensor in (*some, *others)):
+        return False
+    pairs = zip(some, others, strict=True)
+    return all(a.shape == b.shape and bool(_near(a.double(), b.double(), tolerance)) for a, b in pairs)
+
+
+def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    largest = float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0
+    return torch.allclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True)
 
 
 def _zero_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
@@ -150,8 +184,15 @@ def _per_image(name: str, activation: Tensor) -> tuple[int, ...]:
 
 
 def without_weights(model: nn.Module) -> nn.Module:
-    """A deep copy that shares the model's parameters, for looking at: forward may change its buffers and attributes."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    """A deep copy that shares the model's parameters, for looking at: forward may change its buffers and attributes.
+
+    Raises:
+        PlanError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception as error:  # such as a weight that torch.nn.utils.weight_norm computed
+        raise PlanError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
 @dataclass
@@ -232,8 +273,7 @@ class _Watch(TorchFunctionMode):
         elif isinstance(module, MaskedReLU2d):
             site = Site(name, shape, "mask", mask=Mask.of(module.mask), zero_out=module.zero_out)
         else:
-            plain = (kind for kind, made in PLAIN.items() if isinstance(module, made))
-            site = Site(name, shape, next(plain, "linear"))
+            site = Site(name, shape, plain_kind(module) or "linear")
         self.calls.append(Call(site, path, self._is_features_last(x)))
 
     def _is_features_last(self, x: object) -> bool:

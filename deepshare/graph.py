@@ -18,7 +18,9 @@ from deepshare.find import (
     function_kind,
     is_activation,
     linear_activation,
+    outputs,
     relies_on_in_place,
+    same_outputs,
 )
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.site import PlanError, Site
@@ -56,7 +58,7 @@ def rewrite(model: nn.Module, calls: Sequence[Call], wanted: Sequence[Site], inp
     """
     changes = _changes(calls, wanted)
     reason = _needs_graph(changes) or _needs_in_place(model, changes, input_size)
-    return _swapped(model, changes) if reason is None else _rewired(model, changes, reason)
+    return _swapped(model, changes) if reason is None else _rewired(model, changes, input_size, reason)
 
 
 def _changes(calls: Sequence[Call], wanted: Sequence[Site]) -> list[Change]:
@@ -127,8 +129,8 @@ def _build(change: Change, model: nn.Module) -> nn.Module:
     return module.to(reference.device, reference.dtype).train(model.training)
 
 
-def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Module:
-    probe, graph, calls = _trace(model, changes, reason)
+def _rewired(model: nn.Module, changes: Sequence[Change], input_size: Sequence[int], reason: str) -> nn.Module:
+    probe, graph, calls = _trace(model, changes, input_size, reason)
     result = copy.deepcopy(model)
     modules = dict(result.named_modules())
     order = {node: position for position, node in enumerate(graph.nodes)}
@@ -147,7 +149,9 @@ def _rewired(model: nn.Module, changes: Sequence[Change], reason: str) -> nn.Mod
     return graph_module(result, graph)
 
 
-def _trace(model: nn.Module, changes: Sequence[Change], reason: str) -> tuple[nn.Module, fx.Graph, list[fx.Node]]:
+def _trace(
+    model: nn.Module, changes: Sequence[Change], input_size: Sequence[int], reason: str
+) -> tuple[nn.Module, fx.Graph, list[fx.Node]]:
     """(what was traced, its graph, the activation calls in it). One graph must serve train() and eval()."""
     here = f"apply_plan: {reason}; that needs torch.fx, and {type(model).__name__} cannot be traced:"
     training, graph = trace(model, here)
@@ -157,7 +161,18 @@ def _trace(model: nn.Module, changes: Sequence[Change], reason: str) -> tuple[nn
             raise PlanError(f"{here} a run calls {change.site.name!r} where the trace calls {name!r}")
     if len(found) != len(changes):
         raise PlanError(f"{here} a run makes {len(changes)} activation calls, the trace {len(found)}")
+    _check_outputs(model, training, graph, tuple(input_size), here)
     return training, graph, [node for _, node in found]
+
+
+def _check_outputs(model: nn.Module, probe: nn.Module, graph: fx.Graph, size: tuple[int, ...], here: str) -> None:
+    """A trace takes much for decided that a run decides (`isinstance(x, Tensor)`, counters): see that it went right."""
+    expected = outputs(model, size)
+    if any(tensor.is_meta for tensor in expected):
+        return
+    traced = outputs(probe, size, lambda copied, image: fx.Interpreter(copied, graph=graph).run(image))
+    if not same_outputs(expected, traced, tolerance=1e-3):  # the same operations; a GPU may sum in another order
+        raise PlanError(f"{here} the trace returns other values than a run")
 
 
 def _calls_in(graph: fx.Graph, model: nn.Module) -> list[tuple[str, fx.Node]]:

@@ -1,5 +1,7 @@
 """One torch.fx graph of a model that is right in train() and in eval()."""
 
+import inspect
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -27,7 +29,15 @@ class Mode(nn.Module):
 
 
 class Tracer(fx.Tracer):
-    """Keeps activations whole, as torch.nn's are."""
+    """Traces a call with one tensor, as counting makes it; keeps activations whole, as torch.nn's are."""
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The model and its first argument. Others keep their defaults: traced as unknown, `mask=None` is not None."""
+        _, first, *_ = inspect.signature(root_fn).parameters.values()
+        name = first.name if first.kind is not first.VAR_POSITIONAL else "x"
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_activation(m) or isinstance(m, Mode) or super().is_leaf_module(m, module_qualified_name)
@@ -36,8 +46,9 @@ class Tracer(fx.Tracer):
 def trace(model: nn.Module, here: str) -> tuple[nn.Module, fx.Graph]:
     """(what was traced, a graph that is right in train() and in eval()).
 
-    Arguments that are True in one mode and False in the other (`F.dropout(x, p, self.training)`) become results of a
-    `Mode`; `keep_constants` gives it to whoever gets the graph.
+    The graph is that of `model(x)`: its forward takes one argument. Arguments inside that are True in one mode and
+    False in the other (`F.dropout(x, p, self.training)`) become results of a `Mode`; `keep_constants` gives it to
+    whoever gets the graph.
 
     Raises:
         PlanError: there is none; the message begins with `here`.

@@ -132,6 +132,38 @@ class Extras(nn.Module):
         return self.act2(self.conv2(x) * torch.tensor([0.5])) * self.scale
 
 
+class OptionalArguments(nn.Module):
+    """Takes more than an image, if one likes: a trace that knew no defaults would see a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: float = 0.5, **more: Tensor) -> Tensor:
+        x = self.act1(self.conv(x))
+        if mask is not None:
+            x = x * mask
+        return self.act2(x - scale)
+
+
+class AsksForATensor(OptionalArguments):
+    """A trace's proxies are no tensors: it goes another way than a run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.conv(x))
+        if isinstance(x, Tensor):
+            x = x - 1
+        return self.act2(x)
+
+
+class OwnReLU(nn.ReLU):
+    """A subclass that is no ReLU, though it calls one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) - 0.5 * F.relu(input - 1)
+
+
 class TrainingDependent(nn.Module):
     """Drops in train() and not in eval(), by an argument that a trace takes for a constant."""
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plan_models import (
+    AsksForATensor,
     Extras,
     Functional,
     InPlace,
     LeaderChangedInPlace,
     LeaderReadInPlace,
+    OptionalArguments,
+    OwnReLU,
     Reused,
     ShortcutOfOverwritten,
     TrainingBranch,
@@ -266,6 +269,48 @@ def test_one_graph_must_serve_training_and_evaluation():
         apply_plan(TrainingBranch(), led_by_first(plan, 1))
     swapped = apply_plan(TrainingBranch(), plan.replace("act2", "shared", prototypes=1))
     assert not torch.equal(swapped.train()(image()), swapped(image()))  # the branch is still taken
+
+
+def test_arguments_beside_the_image_keep_their_defaults():
+    model = OptionalArguments().eval()
+    plan = led_by_first(Plan.of(model, SIZE), 4)
+    result = apply_plan(model, plan)
+    hidden = model.conv(image())
+    torch.testing.assert_close(result(image()), (hidden.relu() - 0.5) * (hidden >= 0))
+    with pytest.raises(TypeError, match="mask"):
+        result(image(), mask=image())
+
+
+def test_a_trace_that_computes_something_else_is_refused():
+    plan = Plan.of(AsksForATensor(), SIZE)
+    with pytest.raises(PlanError, match=r"AsksForATensor cannot be traced: the trace returns other values than a run"):
+        apply_plan(AsksForATensor(), led_by_first(plan, 1))
+    swapped = apply_plan(AsksForATensor(), all_shared_in_full(plan))
+    torch.testing.assert_close(swapped(image()), swapped.act2(swapped.act1(swapped.conv(image())) - 1))
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_what_it_calls():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnReLU()).eval()
+    plan = Plan.of(model, SIZE)
+    assert [site.name for site in plan] == ["1:relu", "1:relu@2"]
+    torch.testing.assert_close(apply_plan(model, all_shared_in_full(plan))(image()), model(image()))
+
+
+def test_a_plan_is_put_into_a_model_without_values():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    plan = led_by_first(Plan.of(model, SIZE), 2)
+    result = apply_plan(model, plan)
+    assert Plan.of(result, SIZE) == plan
+    assert all(parameter.is_meta for parameter in result.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_model_that_cannot_be_copied_says_so():
+    model = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU())
+    model(image())
+    with pytest.raises(PlanError, match=r"Sequential cannot be copied: .*deepcopy"):
+        Plan.of(model, SIZE)
 
 
 class NotDropping(TrainingDependent):
