@@ -2,6 +2,15 @@
 
 from deepshare.budget.allocate import Allocation, Weights, allocate
 from deepshare.budget.errors import BudgetError
-from deepshare.budget.published import PublishedList, labels, published, weights_of
+from deepshare.budget.published import PublishedList, published, published_labels, weights_of
 
-__all__ = ["Allocation", "BudgetError", "PublishedList", "Weights", "allocate", "labels", "published", "weights_of"]
+__all__ = [
+    "Allocation",
+    "BudgetError",
+    "PublishedList",
+    "Weights",
+    "allocate",
+    "published",
+    "published_labels",
+    "weights_of",
+]

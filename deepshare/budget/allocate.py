@@ -8,7 +8,7 @@ from typing import Literal
 
 from deepshare.budget.apportion import Group, apportion
 from deepshare.budget.errors import BudgetError
-from deepshare.budget.published import labels, published
+from deepshare.budget.published import published, published_labels
 from deepshare.plan import Plan, Site
 
 Weights = Mapping[str, float | Fraction] | Sequence[float | Fraction] | str
@@ -92,7 +92,7 @@ def _weight_of(plan: Plan, weights: Weights, sites: list[Site]) -> dict[str, Fra
     if weights == "uniform":
         return {site.name: Fraction(site.size) for site in sites}
     if isinstance(weights, str):
-        if weights not in labels():
+        if weights not in published_labels():
             raise BudgetError(
                 f'allocate: weights must be numbers, "uniform" or a published label (got {weights!r:.80})'
             )

@@ -46,7 +46,7 @@ class PublishedList:
         return runs in (apart, merged)
 
 
-def labels() -> tuple[str, ...]:
+def published_labels() -> tuple[str, ...]:
     """The labels `published` knows."""
     return tuple(_lists())
 
@@ -65,7 +65,7 @@ def published(label: str, plan: Plan) -> dict[str, Fraction]:
     """
     found = _lists().get(label)
     if found is None:
-        raise BudgetError(f"published: label must be one of {', '.join(labels())} (got {label!r:.80})")
+        raise BudgetError(f"published: label must be one of {', '.join(published_labels())} (got {label!r:.80})")
     for chosen in (found,) if found.extra is None else (found, found.without_extra()):
         if chosen.fits(plan.sites):
             return {s.name: f * s.size for s, f in zip(plan.sites, chosen.fractions, strict=True)}
