@@ -21,12 +21,12 @@ from deepshare.methods.deepreshape import (
     reshaped,
     stage_channels,
 )
-from deepshare.methods.deepreshape_pipeline import algorithm2, for_budget, pipeline, reused
+from deepshare.methods.deepreshape_pipeline import algorithm2, pipeline, reused
 from deepshare.methods.equalization import EqualizationError, relative_relus
-from deepshare.methods.variant import Variant
+from deepshare.methods.variant import Variant, for_budget
 from deepshare.plan import Plan, PlanError, apply_plan
 
-PREVALENT, ALTERED = (3, 2, 4, 1), (3, 4, 2, 1)
+PREVALENT, ALTERED = (1, 4, 2, 3), (1, 2, 4, 3)  # from least to most critical
 CIFAR, TINY = (3, 32, 32), (3, 64, 64)
 RESNET18: dict[str, Any] = {"name": "resnet18", "num_classes": 100, "stem_relu": True, "in_channels": 3}
 RESNET34 = {**RESNET18, "name": "resnet34"}
@@ -171,7 +171,7 @@ def test_algorithm_2_culls_only_a_least_critical_stage_that_dominates():
     }
     full, thinned, half, by4 = algorithm2(hybrid("hrn-5x5x3x"), PREVALENT, CIFAR, factors=(4,))
     assert [one.plan.drelus for one in (full, thinned, half, by4)] == [343_040, 163_328, 81_664, 40_832]
-    other = algorithm2(hybrid("hrn-5x6x3x"), (1, 2, 4, 3), CIFAR, factors=())  # stage 3 least critical, and largest
+    other = algorithm2(hybrid("hrn-5x6x3x"), (3, 4, 2, 1), CIFAR, factors=())  # stage 3 least critical, and largest
     assert other[0].name == "hrn-5x6x3x m=16 C3"
     assert {site.kind for site in other[0].plan if site.name.startswith("layer3")} == {"linear"}
     assert {site.kind for site in other[0].plan if not site.name.startswith("layer3")} == {"relu"}
@@ -212,7 +212,7 @@ def test_equalized_networks_by_name():
     assert [spec["name"] for spec in equalized(RESNET18, ALTERED)] == ["hrn-5x6x3x", "hrn-5x9x2x"]
     assert {spec["width"] for spec in equalized(RESNET18, ALTERED, m=32)} == {32}
     assert equalized(RESNET18, PREVALENT)[0] == hybrid("hrn-5x5x3x")
-    three = equalized({"name": "resnet20", "num_classes": 10}, (2, 3, 1))
+    three = equalized({"name": "resnet20", "num_classes": 10}, (1, 3, 2))
     assert [(spec["multipliers"], spec["blocks"]) for spec in three] == [((6, 3), (3, 3, 3)), ((9, 2), (3, 3, 3))]
 
 

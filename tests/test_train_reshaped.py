@@ -29,7 +29,7 @@ def model_of(variant: Variant) -> ModelRecipe:
 
 def test_a_network_with_reuse_is_trained_saved_and_resolved(tmp_path: Path):
     spec = hybrid("hrn-2x3x2x", m=8, num_classes=10, in_channels=1)
-    variant = reused(algorithm2(spec, (3, 2, 4, 1), IMAGE, cull_least=True, factors=())[1], 4)
+    variant = reused(algorithm2(spec, (1, 4, 2, 3), IMAGE, cull_least=True, factors=())[1], 4)
     assert model_spec(model_of(variant), spec) == variant.spec
     plan = PlanRecipe("file", file=str(variant.plan.save(tmp_path / "plan.json")))
     recipe: Recipe = replace(load_recipe("demo-relu", SMALL), model=model_of(variant), plan=plan)

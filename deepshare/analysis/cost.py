@@ -102,10 +102,11 @@ def cost(model: nn.Module, input_size: Iterable[int], *, plan: Plan | None = Non
     if watch.site != len(found):
         raise PlanError(f"cost: {len(found)} activations were found, then {watch.site}: the model's runs differ")
     unseen = sum(parameter.numel() for parameter in model.parameters()) - sum(entry.params for entry in watch.entries)
-    entries = [*watch.entries, _Entry(len(found), "fc", 0, unseen)]  # such as a layer whose weights a function is given
+    rest = _Entry(len(found), models.HEAD, 0, unseen)  # such as a layer whose weights a function is given
+    entries = [*watch.entries, rest]
     sites = [(site.name, _stage(model, site.name), site.drelus) for site in plan or found]
     per_site = [_row(*site, [e for e in entries if e.site == i]) for i, site in enumerate(sites)]
-    per_site.append(_row(OUTPUT, _stage(model, "fc"), 0, [e for e in entries if e.site == len(sites)]))
+    per_site.append(_row(OUTPUT, _stage(model, models.HEAD), 0, [e for e in entries if e.site == len(sites)]))
     return Cost(tuple(per_site), _per_stage(model, sites, entries), found.input_size)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from deepshare import models
 from deepshare.compare.recipe import CompareError, CompareRecipe, MethodRecipe
 from deepshare.methods import deepreduce
-from deepshare.methods.deepreshape_pipeline import for_budget
+from deepshare.methods.variant import for_budget
 from deepshare.plan import Plan
 from deepshare.train.fields import plain
 from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe

@@ -13,8 +13,8 @@ import torch
 from deepshare import data
 from deepshare.checkpoint import load_checkpoint
 from deepshare.files import write_whole
-from deepshare.methods.deepreduce import STEM, criticality, culling_order, keep_only, stage_relus
-from deepshare.models import shapes_only
+from deepshare.methods.deepreduce import criticality, culling_order, keep_only, stage_relus
+from deepshare.models import STEM, shapes_only
 from deepshare.plan import Plan
 from deepshare.train import Recipe, RecipeError, TrainingError, TrainResult, load_recipe, train
 from deepshare.train.fields import build, plain

@@ -11,13 +11,12 @@ from typing import Any
 from torch import nn
 
 from deepshare.methods.variant import Variant
-from deepshare.models import shapes_only, stage_of
+from deepshare.models import STEM, shapes_only, stage_names, stage_of
 from deepshare.models.families import family_of
 from deepshare.plan import Plan
 from deepshare.site import PlanError
 
 Network = nn.Module | Mapping[str, Any]  # a model of models.create, or its spec
-STEM = "conv1"
 RESHAPINGS = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))  # (alpha, rho): 2x, 4x, 8x fewer ReLUs (section 3.3)
 
 
@@ -140,7 +139,7 @@ def one_block(spec: Mapping[str, Any], stages: Iterable[str]) -> dict[str, Any]:
     blocks = None if family is None else spec.get("blocks") or family.blocks
     if blocks is None:
         raise ValueError(f"one_block: blocks must be what the network has, residual ones (got {spec.get('name')!r})")
-    wanted, known = set(stages), [f"S{number + 1}" for number in range(len(blocks))]
+    wanted, known = set(stages), stage_names(spec)
     if not wanted <= set(known):
         raise ValueError(f"one_block: stages must be of {_listed(known)} (got {_listed(sorted(wanted))})")
     return {
@@ -176,7 +175,7 @@ def pipeline(
         raise PlanError("pipeline: input_size must be given, (C, H, W), where the spec has none")
     base = {key: value for key, value in spec.items() if key != "input_size"}
     full = Plan.of(shapes_only(base), tuple(size))
-    stages = [stage for stage in stage_relus(base, full) if stage.startswith("S")]
+    stages = stage_names(base)
     if sorted(order) != sorted(stages) or len(stages) < 2:
         raise PlanError(f"pipeline: order must be a permutation of {_listed(stages)} (got {_listed(order)})")
     found: list[Variant] = []
@@ -214,7 +213,7 @@ def _iteration(spec: dict[str, Any], full: Plan, kept: Sequence[str]) -> list[Va
 
 
 def _head(network: Network, plan: Plan) -> list[str]:
-    return [stage for stage in stage_relus(network, plan) if stage != STEM and not stage.startswith("S")]
+    return [stage for stage in stage_relus(network, plan) if stage not in (STEM, *stage_names(network))]
 
 
 def _chosen(here: str, network: Network, plan: Plan, stages: Iterable[str]) -> dict[str, list[str]]:

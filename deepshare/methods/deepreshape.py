@@ -8,14 +8,14 @@ from typing import Any
 
 from deepshare import models
 from deepshare.methods.equalization import SHRINK, EqualizationError, equalize_depth, equalize_width
-from deepshare.models.families import family_of
+from deepshare.models.families import HYBRID_BLOCKS, family_of
 
 WIDTH = 16  # m of the paper's HybReNets (Tables 16 and 17)
 WIDTHS = (16, 32, 64, 128, 256)  # m of its BaseCh networks (appendix J)
 FACTORS = (2, 3, 4, 5, 6, 7, 8)  # alpha = beta = gamma of its StageCh networks
 LARGEST_LAST = 3  # gamma < 4: section 4.1 and appendix H.2, which bounds the FLOPs of the last stage
 ALPHA = 2  # step 2 of section 4.3: the first factor with which stage 1 dominates
-_HYBRIDS = {(2, 2, 2, 2): "hrn", (3, 4, 6, 3): "hrn34"}
+_HYBRIDS = {blocks: name for name, blocks in HYBRID_BLOCKS.items()}
 Spec = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ def equalized(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH) -> list
 
     Args:
         spec: of the network to redesign, such as {"name": "resnet18", "num_classes": 100, "stem_relu": True}.
-        order: its stages from most to least critical.
+        order: its stages from least to most critical.
         m: base channels.
 
     Raises:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from deepshare import models
-from deepshare.budget import BudgetError
-from deepshare.methods.deepreduce import STEM, cull, on, reshape, stage_relus, thin
+from deepshare.methods.deepreduce import cull, on, reshape, stage_relus, thin
 from deepshare.methods.deepreshape import WIDTH, Spec, leanest, lowered, shape_of
 from deepshare.methods.equalization import checked_order
 from deepshare.methods.relu_reuse import relu_reuse
@@ -30,8 +29,7 @@ def algorithm2(
     its ReLU. The stem's ReLU counts as stage 1's (Table 4), and goes with stage 1 or with thinning.
 
     Args:
-        order: stages from most to least critical. (The paper lists them the other way round here; one convention for
-            both its algorithms.)
+        order: its stages from least to most critical.
         cull_least: whether the least critical stage is culled; by default as Algorithm 2 decides. True for ResNet34's
             2x6x3x, whose stage 1 Table 14 culls although its stage 3 has more ReLUs (147,456 to 114,688).
 
@@ -39,15 +37,14 @@ def algorithm2(
         ValueError: order is no permutation of the stages, the channels cannot be halved or split, or a stage cannot be
             thinned.
     """
-    stages = [f"S{number}" for number in checked_order("algorithm2", order, len(shape_of(spec)[0]))]
+    least, *others = (f"S{number}" for number in checked_order("algorithm2", order, len(shape_of(spec)[0])))
     full = Plan.of(models.shapes_only(spec), tuple(input_size))
-    least = stages[-1]
     culled = _dominates(spec, full, least) if cull_least is None else cull_least
-    net, label = full, ""
+    net, label, thinning = full, "", [least, *others]
     if culled:
         net, label = cull(spec, full, [least, *_stem(spec, full)] if least == "S1" else [least]), f"C{least[1:]}"
-        stages = stages[:-1]
-    thinned = thinned_plan(spec, net, stages)
+        thinning = others
+    thinned = thinned_plan(spec, net, thinning)
     steps = f"{label}+RT" if culled else "RT"
     half = reshape(spec, alpha=0.5)
     found = [named(spec, label, net), named(spec, steps, thinned), named(half, steps, on(half, thinned))]
@@ -94,21 +91,6 @@ def pipeline(
     return sorted(found, key=lambda variant: -variant.plan.drelus)
 
 
-def for_budget(variants: Sequence[Variant], budget: int) -> Variant:
-    """The variant with the most DReLUs not above `budget`; of equal ones the first.
-
-    Counts are few and fixed ("achieving a specific target is challenging", section 7); `thin_then_snl` ends exactly.
-
-    Raises:
-        BudgetError: every variant is above; the message has the smallest.
-    """
-    fitting = [variant for variant in variants if variant.plan.drelus <= budget]
-    if not fitting:
-        least = min((variant.plan.drelus, variant.name) for variant in variants) if variants else (0, "no variant")
-        raise BudgetError(f"for_budget: budget must be at least {least[0]:,}, that of {least[1]} (got {budget!r})")
-    return max(fitting, key=lambda variant: variant.plan.drelus)
-
-
 def thinned_plan(spec: Spec, plan: Plan, stages: Sequence[str]) -> Plan:
     """The plan thinned in `stages`, the stem's ReLU dropped: Tables 6, 13, 14 and appendix F count none.
 
@@ -128,9 +110,9 @@ def named(spec: Spec, steps: str, plan: Plan) -> Variant:
 def _dominates(spec: Spec, full: Plan, stage: str) -> bool:
     """Whether the stage has more ReLUs than any other ("the highest fraction", ICLR version), the stem with stage 1."""
     counts = stage_relus(spec, full)
-    counts["S1"] += counts.pop(STEM, 0)
+    counts["S1"] += counts.pop(models.STEM, 0)
     return all(counts[stage] > count for other, count in counts.items() if other != stage)
 
 
 def _stem(spec: Spec, plan: Plan) -> list[str]:
-    return [STEM] if STEM in stage_relus(spec, plan) else []
+    return [models.STEM] if models.STEM in stage_relus(spec, plan) else []

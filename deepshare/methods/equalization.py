@@ -49,7 +49,7 @@ class Equalization:
     """The integer channel factors (lambda_1, ..., lambda_{D-1}), each at least `least`, that equalize a network.
 
     Attributes:
-        order: stage numbers, 1 the first, from most to least critical.
+        order: stage numbers, 1 the first, from least to most critical.
         blocks: phi, blocks per stage.
         least: the smallest factor allowed.
     """
@@ -90,18 +90,18 @@ class Equalization:
         """Whether these factors put the stages' ReLUs in order, strictly."""
         counts = relative_relus(self.blocks, factors)
         ranked = [counts[stage - 1] for stage in self.order]
-        return all(more > less for more, less in pairwise(ranked))
+        return all(less < more for less, more in pairwise(ranked))
 
     @property
     def inequality(self) -> str:
         """The compound inequality over x1, x2, ... (alpha, beta, ...): "2*x1*x2/16 > 2*x1/4 > ..."."""
-        return " > ".join(_share(self.blocks, stage) for stage in self.order)
+        return " > ".join(_share(self.blocks, stage) for stage in reversed(self.order))
 
     @cached_property
     def _products(self) -> tuple[_Product, ...]:
         """One bound per pair of stages; those of pairs that are not neighbours follow from the rest and prune early."""
         products = []
-        for more, fewer in combinations(self.order, 2):
+        for fewer, more in combinations(self.order, 2):
             first, last = sorted((more, fewer))
             ratio = Fraction(self.blocks[first - 1] * SHRINK ** (last - first), self.blocks[last - 1])
             if more > fewer:
@@ -189,11 +189,13 @@ def equalize_width(
     For ResNet18 and S3 > S2 > S4 > S1: alpha*beta/16 > alpha/4 > alpha*beta*gamma/64 > 1, so (beta, gamma) is (5, 2)
     with alpha >= 7, (5, 3) with alpha >= 5, (6, 2) with alpha >= 6 or (7, 2) with alpha >= 5 (section 4.1):
 
-        >>> equalize_width((3, 2, 4, 1)).minimal
+        >>> equalize_width((1, 4, 2, 3)).minimal
         ((5, 5, 3), (5, 7, 2), (6, 6, 2), (7, 5, 2))
 
     Args:
-        order: stages from most to least critical, as numbers or names: (3, 2, 4, 1) or ("S3", "S2", "S4", "S1").
+        order: stages from least to most critical, as numbers or names: (1, 4, 2, 3) or ("S1", "S4", "S2", "S3"). That
+            is how a measurement gives it (`Criticality.order`) and the other methods take it; the paper's Algorithm 1
+            lists stages the other way round, its Algorithm 2 this way.
         blocks: phi, blocks per stage, as many as stages.
         least: the smallest factor allowed.
 
@@ -206,9 +208,8 @@ def equalize_width(
     (floor,) = _checked_sizes("equalize_width", "least", (least,))
     result = Equalization(stages, sizes, floor)
     if not result.minimal:
-        ranked = " > ".join(f"S{stage}" for stage in stages)
         raise EqualizationError(
-            f"equalize_width: no factors of at least {floor} give blocks {sizes} the order {ranked}, "
+            f"equalize_width: no factors of at least {floor} give blocks {sizes} the order {_ranked(stages)}, "
             f"that is {result.inequality}"
         )
     return result
@@ -226,11 +227,11 @@ def equalize_depth(
     stage at its smallest: 1 block in the least critical stage, and in each next one just enough. (The paper prints
     other depths, which do not satisfy its inequality: `widths_as_depths`.)
 
-        >>> equalize_depth((3, 2, 4, 1))          # phi3/4 > phi2/2 > phi4/8 > phi1
+        >>> equalize_depth((1, 4, 2, 3))          # phi3/4 > phi2/2 > phi4/8 > phi1
         (1, 3, 7, 9)
 
     Args:
-        order: stages from most to least critical, as in `equalize_width`.
+        order: stages from least to most critical, as in `equalize_width`.
         factors: channel factors between stages, one fewer than stages.
         most: the largest number of blocks a stage may get, if any.
 
@@ -241,13 +242,13 @@ def equalize_depth(
     stages = checked_order("equalize_depth", order, len(multipliers) + 1)
     per_block = relative_relus((1,) * len(stages), multipliers)
     blocks, below = [0] * len(stages), Fraction(0)
-    for stage in reversed(stages):
+    for stage in stages:
         blocks[stage - 1] = math.floor(below / per_block[stage - 1]) + 1
         below = blocks[stage - 1] * per_block[stage - 1]
         if most is not None and blocks[stage - 1] > most:
             raise EqualizationError(
                 f"equalize_depth: stage S{stage} needs {blocks[stage - 1]} blocks, more than {most}, "
-                f"for the order {' > '.join(f'S{one}' for one in stages)} with factors {multipliers}"
+                f"for the order {_ranked(stages)} with factors {multipliers}"
             )
     return tuple(blocks)
 
@@ -278,6 +279,11 @@ def relative_relus(blocks: Sequence[int], factors: Sequence[int]) -> tuple[Fract
             f"relative_relus: {len(sizes)} stages need {len(sizes) - 1} factors (got {len(multipliers)})"
         )
     return tuple(Fraction(count * math.prod(multipliers[:stage]), SHRINK**stage) for stage, count in enumerate(sizes))
+
+
+def _ranked(stages: Sequence[int]) -> str:
+    """As the papers print an order, the most critical stage first."""
+    return " > ".join(f"S{stage}" for stage in reversed(stages))
 
 
 def _share(blocks: Sequence[int], stage: int) -> str:

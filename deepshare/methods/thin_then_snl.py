@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deepshare import models
-from deepshare.methods.deepreshape import Spec, shape_of
+from deepshare.methods.deepreshape import Spec
 from deepshare.methods.deepreshape_pipeline import named, thinned_plan
 from deepshare.methods.snl import SNLSettings, check_budget
 from deepshare.methods.variant import Variant
@@ -35,8 +35,7 @@ def thin_then_snl(
         ValueError: the network cannot be thinned, or the budget is not below the thinned network's ReLUs.
     """
     full = Plan.of(models.shapes_only(spec), tuple(input_size))
-    stages = [f"S{number}" for number in range(1, len(shape_of(spec)[0]) + 1)]
-    variant = named(spec, "RT", thinned_plan(spec, full, stages))
+    variant = named(spec, "RT", thinned_plan(spec, full, models.stage_names(spec)))
     chosen = settings or SNLSettings()
     check_budget(variant.plan, budget, chosen.granularity)
     return ThenSNL(variant, budget, chosen)

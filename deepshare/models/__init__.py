@@ -14,10 +14,12 @@ from deepshare.models.registry import (
     shapes_only,
 )
 from deepshare.models.resnet import BasicBlock, ResNet
-from deepshare.models.stages import stage_of, stages
+from deepshare.models.stages import HEAD, STEM, stage_names, stage_of, stages
 
 __all__ = [
+    "HEAD",
     "MAX_WIDTH",
+    "STEM",
     "BasicBlock",
     "ResNet",
     "convention",
@@ -30,6 +32,7 @@ __all__ = [
     "names",
     "patterns",
     "shapes_only",
+    "stage_names",
     "stage_of",
     "stages",
 ]

@@ -21,7 +21,7 @@ _RESNETS = {
     "resnet18": ((2, 2, 2, 2), (2, 2, 2, 2)),
     "resnet34": ((3, 4, 6, 3), (2, 2, 2, 2)),
 }
-_HYBRID_BLOCKS = {"hrn": (2, 2, 2, 2), "hrn34": (3, 4, 6, 3)}
+HYBRID_BLOCKS = {"hrn": (2, 2, 2, 2), "hrn34": (3, 4, 6, 3)}
 PATTERNS = ("wrn-D-K", "hrn-AxBxCx", "hrn34-AxBxCx")
 PUBLISHED = (
     *_RESNETS,
@@ -74,7 +74,7 @@ def family_of(name: str) -> Family | None:
         return _FIXED[name]
     if found := re.fullmatch(r"(hrn|hrn34)-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)x", name):
         multipliers = tuple(map(int, found.groups()[1:]))
-        return _resnet(_HYBRID_BLOCKS[found[1]], (2, 2, 2, 2), width=16, multipliers=multipliers, named=True)
+        return _resnet(HYBRID_BLOCKS[found[1]], (2, 2, 2, 2), width=16, multipliers=multipliers, named=True)
     if found := re.fullmatch(r"wrn-([1-9]\d{1,2})-([1-9]\d?)", name):
         depth, factor = int(found[1]), int(found[2])
         return _wide(depth, factor) if depth % 6 == 4 else None

@@ -11,6 +11,7 @@ from deepshare.models.families import family_of
 from deepshare.plan import Plan
 from deepshare.site import PlanError
 
+STEM, HEAD = "conv1", "fc"  # what comes before the first stage, and after the last
 _FIRST = {"conv1", "bn1", "stem_relu", "stem", "first"}
 _LAST = {"head", "fc", "pool"}
 
@@ -34,8 +35,13 @@ def stage_of(network: nn.Module | Mapping[str, Any], name: str) -> str:
     if found and int(found[1]) <= _stage_count(network):
         return f"S{found[1]}"
     if top in _FIRST | _LAST and _stage_count(network):
-        return "conv1" if top in _FIRST else "fc"
+        return STEM if top in _FIRST else HEAD
     raise PlanError(f"models.stage_of: {name!r} must be a site of a model of models.create, as 'layer1.0.relu1'")
+
+
+def stage_names(network: nn.Module | Mapping[str, Any]) -> tuple[str, ...]:
+    """("S1", "S2", ...) of a registry's network, without the stem and the head; empty for any other model."""
+    return tuple(f"S{number}" for number in range(1, _stage_count(network) + 1))
 
 
 def stages(network: nn.Module | Mapping[str, Any], sites: Plan | Iterable[str] | None = None) -> tuple[str, ...]:
