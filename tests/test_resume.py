@@ -66,8 +66,8 @@ def live(recipe: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
 
 
 def main(recipe: str, folder: Path, runs: list[list[int]]) -> None:
-    """Per run one life per kill, then one to its end. Forked, so that torch is imported once."""
-    for module in ("deepshare.train", "kornia.augmentation", "sklearn.datasets"):
+    """Per run one life per kill, then one to its end. Forked: all imports, torch's late ones too, are made once."""
+    for module in ("deepshare.train", "kornia.augmentation", "sklearn.datasets", "torch._dynamo"):
         importlib.import_module(module)
     for number, kills in enumerate(runs):
         for kill_at in [*kills, None]:
