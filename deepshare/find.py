@@ -120,7 +120,7 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
     watch = _Watch(probe)
     try:
         with torch.no_grad(), watch:
-            probe(_zero_batch(probe, size))
+            probe(zero_batch(probe, size))
     except PlanError:
         raise
     except Exception as error:
@@ -150,7 +150,7 @@ def outputs(
     probe = without_weights(model).eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        leaves = tree_leaves(run(probe, torch.randn_like(_zero_batch(probe, input_size))))
+        leaves = tree_leaves(run(probe, torch.randn_like(zero_batch(probe, input_size))))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
@@ -167,7 +167,7 @@ def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True)
 
 
-def _zero_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
+def zero_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
     """One image [1, *size] on the model's device, in its weights' dtype."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(1, *size, dtype=reference.dtype, device=reference.device)

@@ -8,11 +8,9 @@ import torch
 from torch import fx, nn
 
 from deepshare.find import without_weights
-from deepshare.graph import graph_module, preactivation
+from deepshare.graph import graph_module, is_addition, preactivation
 from deepshare.nn import SharedReLU2d
 from deepshare.trace import keep_constants, trace
-
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def fuse(model: nn.Module, input_size: Sequence[int]) -> nn.Module:
@@ -112,7 +110,7 @@ def _absorb_addition(graph: fx.Graph, node: fx.Node, shapes: dict[fx.Node, tuple
 
 def _summands(node: fx.Node) -> Iterator[fx.Node]:
     """Both summands of a plain addition of two tensors, whose own values nobody sees change."""
-    if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS or node.kwargs:
+    if not is_addition(node) or node.kwargs:
         return
     in_place = node.target in (operator.iadd, "add_")
     if in_place and (not isinstance(node.args[0], fx.Node) or len(node.args[0].users) > 1):

@@ -29,6 +29,7 @@ from deepshare.trace import keep_constants, trace
 _IN_PLACE_OPERATORS = frozenset(
     (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod)
 )
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,16 @@ def _trace(
             raise PlanError(f"{here} a run calls {change.site.name!r} where the trace calls {name!r}")
     if len(found) != len(changes):
         raise PlanError(f"{here} a run makes {len(changes)} activation calls, the trace {len(found)}")
-    _check_outputs(model, training, graph, tuple(input_size), here)
+    check_outputs(model, training, graph, tuple(input_size), here)
     return training, graph, [node for _, node in found]
 
 
-def _check_outputs(model: nn.Module, probe: nn.Module, graph: fx.Graph, size: tuple[int, ...], here: str) -> None:
-    """A trace takes much for decided that a run decides (`isinstance(x, Tensor)`, counters): see that it went right."""
+def check_outputs(model: nn.Module, probe: nn.Module, graph: fx.Graph, size: tuple[int, ...], here: str) -> None:
+    """A trace takes much for decided that a run decides (`isinstance(x, Tensor)`, counters), and `x += y` for `x + y`,
+    which is another thing where the old x is read again: see that it went right.
+
+    `probe` and `graph` are of `trace`. Raises PlanError, beginning with `here`; what the model itself raises.
+    """
     expected = outputs(model, size)
     if any(tensor.is_meta for tensor in expected):
         return
@@ -241,6 +246,11 @@ def works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return bool(node.args[1])
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Whether the node is `a + b`, in place or not, however it is written."""
+    return node.op in ("call_function", "call_method") and node.target in _ADDITIONS
 
 
 def _connect(graph: fx.Graph, leader: fx.Node, follower: fx.Node, modules: dict[str, nn.Module]) -> None:

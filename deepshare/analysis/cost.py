@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from deepshare import models
 from deepshare.analysis.delphi import gibibytes, seconds_of_relus
-from deepshare.find import function_kind, is_activation, without_weights
+from deepshare.find import function_kind, is_activation, without_weights, zero_batch
 from deepshare.plan import Plan, PlanError
 
 OUTPUT = "output"  # the row behind the last site
@@ -98,7 +98,7 @@ def cost(model: nn.Module, input_size: Iterable[int], *, plan: Plan | None = Non
     probe = without_weights(model).eval()
     watch = _Watch(probe)
     with torch.no_grad(), watch:
-        probe(_zero_image(probe, found.input_size))
+        probe(zero_batch(probe, found.input_size))
     if watch.site != len(found):
         raise PlanError(f"cost: {len(found)} activations were found, then {watch.site}: the model's runs differ")
     unseen = sum(parameter.numel() for parameter in model.parameters()) - sum(entry.params for entry in watch.entries)
@@ -137,11 +137,6 @@ def _stage(model: nn.Module, path: str) -> str:
         return models.stage_of(model, path)
     except PlanError:
         return NO_STAGE
-
-
-def _zero_image(model: nn.Module, size: tuple[int, ...]) -> Tensor:
-    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, *size, dtype=reference.dtype, device=reference.device)
 
 
 class _Watch(TorchFunctionMode):

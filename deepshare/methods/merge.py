@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,17 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torch.utils._pytree import tree_leaves
 
-from deepshare.find import without_weights
+from deepshare.find import zero_batch
 from deepshare.fold import fold_batch_norm
-from deepshare.graph import graph_module, keep_constants, trace, works_in_place
+from deepshare.graph import check_outputs, graph_module, is_addition, works_in_place
 from deepshare.methods.conv_algebra import BiasMapConv2d, Convolution, Geometry, MergeError, Pair
 from deepshare.site import PlanError, checked_image_size
+from deepshare.trace import keep_constants, trace
 
 MergeKind = Literal["sequence", "sum"]
 _LAYERS = (nn.Conv2d, BiasMapConv2d, nn.Linear)
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -125,38 +123,27 @@ def merge_linear(
 
 def _in_eval(model: nn.Module, size: tuple[int, ...]) -> fx.GraphModule:
     """The model's graph with shapes on its nodes, identities gone, batch norms folded."""
-    here = f"merge_linear: {type(model).__name__}"
-    probe, graph = trace(model, f"{here} cannot be traced by torch.fx:")
+    here = f"merge_linear: {type(model).__name__} cannot be traced by torch.fx:"
+    probe, graph = trace(model, here)
+    try:
+        check_outputs(model, probe, graph, size, here)
+    except PlanError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"merge_linear: {type(model).__name__} does not run on an image {list(size)}: {error}"
+        ) from error
     result = copy.deepcopy(model).eval()
     keep_constants(graph, probe, result)
     traced = graph_module(result, graph)
-    _check_trace(traced, without_weights(model).eval(), size, here)
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), _NOTHING_IN_EVAL):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
     fold_batch_norm(traced)
     with torch.no_grad():
-        ShapeProp(traced).propagate(_image(model, size))
+        ShapeProp(traced).propagate(zero_batch(model, size))
     return traced
-
-
-@torch.no_grad()
-def _check_trace(traced: nn.Module, model: nn.Module, size: tuple[int, ...], here: str) -> None:
-    """torch.fx traces `x += y` as `x = x + y`, which is another thing where the old x is read again."""
-    try:
-        outputs = [tree_leaves(network(_image(model, size))) for network in (model, traced)]
-    except Exception as error:
-        raise PlanError(f"{here} does not run on an image {list(size)}: {error}") from error
-    for ours, theirs in zip(*outputs, strict=True):
-        if isinstance(ours, Tensor) and not torch.allclose(ours, theirs, equal_nan=True):
-            raise PlanError(f"{here} computes something else when traced by torch.fx; is a value changed in place?")
-
-
-def _image(model: nn.Module, size: tuple[int, ...]) -> Tensor:
-    """One image of noise, the same each time, on the model's device, in its weights' dtype."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +191,7 @@ class _Merger:
     def _merged_at(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return self._sequence(node)
-        return node.op in ("call_function", "call_method") and node.target in _ADDITIONS and self._sum(node)
+        return is_addition(node) and self._sum(node)
 
     def _sequence(self, node: fx.Node) -> bool:
         second = self._layer(node)

@@ -1,19 +1,17 @@
 """ReLU-reuse (DeepReShape, section 4.2) for the layers whose ReLUs a plan keeps. The layer itself: models/reuse.py."""
 
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx, nn
 
 from deepshare.find import SiteNames, is_activation
-from deepshare.graph import trace
+from deepshare.graph import is_addition
 from deepshare.models.reuse import Form, with_reuse
 from deepshare.plan import Plan, PlanError
 from deepshare.site import Site
+from deepshare.trace import trace
 
-_ADDITIONS = frozenset((operator.add, operator.iadd, torch.add))
 _PASSED = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
@@ -101,7 +99,7 @@ def _in_front(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[str]:
             found.append(str(before.target))
         elif module is not None and is_activation(module):
             continue
-        elif isinstance(module, _PASSED) or before.target in _ADDITIONS:
+        elif isinstance(module, _PASSED) or is_addition(before):
             found += _in_front(before, modules)
     return found
 
