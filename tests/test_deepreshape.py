@@ -18,8 +18,8 @@ from deepshare.methods.deepreshape import (
     leanest,
     lowered,
     relative_flops,
-    reshaped,
     stage_channels,
+    with_factors,
 )
 from deepshare.methods.deepreshape_pipeline import algorithm2, pipeline, reused
 from deepshare.methods.equalization import EqualizationError, relative_relus
@@ -309,7 +309,7 @@ def test_a_variant_with_reuse_survives_a_checkpoint(tmp_path):
         (lambda: hybrid("resnet18"), r"must look like hrn-5x5x3x .*\(got 'resnet18'\)"),
         (lambda: hybrid("hrn-5x5x"), "must look like hrn-5x5x3x"),
         (lambda: hybrid("hrn-5x5x3x", m=0), "width must be an int"),
-        (lambda: reshaped(RESNET18, (2, 2)), r"resnet18 needs 3 factors \(got \(2, 2\)\)"),
+        (lambda: with_factors(RESNET18, (2, 2)), r"resnet18 needs 3 factors \(got \(2, 2\)\)"),
         (lambda: equalized({"name": "mobilenetv2"}, PREVALENT), "must be a ResNet, WideResNet or HybReNet"),
         (lambda: equalized(RESNET18, (3, 2, 4)), "permutation of S1..S4"),
         (lambda: algorithm2(hybrid("hrn-2x5x3x"), (1, 2, 3, 3), CIFAR), "permutation of S1..S4"),

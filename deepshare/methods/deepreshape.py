@@ -48,7 +48,7 @@ def shape_of(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(spec.get("blocks") or family.blocks), tuple(spec.get("multipliers") or family.multipliers)
 
 
-def reshaped(spec: Spec, factors: Sequence[int], *, m: int | None = None) -> Spec:
+def with_factors(spec: Spec, factors: Sequence[int], *, m: int | None = None) -> Spec:
     """The spec with other channel factors, and base channels m: unequal factors under a HybReNet's name, if it has one.
 
     Raises ValueError: not one factor fewer than stages, or a size that `models.create` refuses.
@@ -80,7 +80,7 @@ def equalized(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH) -> list
         EqualizationError: as `equalize_width`. ValueError: a network of fixed shape.
     """
     blocks, _ = shape_of(spec)
-    return [reshaped(spec, factors, m=m) for factors in equalize_width(order, blocks).minimal]
+    return [with_factors(spec, factors, m=m) for factors in equalize_width(order, blocks).minimal]
 
 
 def leanest(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH, largest_last: int = LARGEST_LAST) -> Spec:
@@ -96,12 +96,12 @@ def leanest(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH, largest_l
     found = [factors for factors in equalize_width(order, blocks).minimal if factors[-1] <= largest_last]
     if not found:
         raise EqualizationError(f"leanest: no equalized network has a last factor of at most {largest_last}")
-    return reshaped(spec, min(found, key=lambda factors: sum(relative_flops(blocks, factors))), m=m)
+    return with_factors(spec, min(found, key=lambda factors: sum(relative_flops(blocks, factors))), m=m)
 
 
 def lowered(spec: Spec, alpha: int = ALPHA) -> Spec:
     """Step 2 of section 4.3: the same network with the first factor `alpha`, so that stage 1 has most of the ReLUs."""
-    return reshaped(spec, (alpha, *shape_of(spec)[1][1:]))
+    return with_factors(spec, (alpha, *shape_of(spec)[1][1:]))
 
 
 def deepened(spec: Spec, order: Sequence[int | str]) -> Spec:
@@ -123,7 +123,7 @@ def base_channels(spec: Spec, widths: Iterable[int] = WIDTHS) -> list[Spec]:
 def stage_channels(spec: Spec, factors: Iterable[int] = FACTORS, *, m: int = WIDTH) -> list[Spec]:
     """StageCh: equal factors alpha = beta = gamma, base channels m (Table 2, homogeneous channel scaling)."""
     count = len(shape_of(spec)[1])
-    return [reshaped(spec, (factor,) * count, m=m) for factor in factors]
+    return [with_factors(spec, (factor,) * count, m=m) for factor in factors]
 
 
 def relative_flops(blocks: Sequence[int], factors: Sequence[int]) -> tuple[Fraction, ...]:
