@@ -207,6 +207,7 @@ def test_bad_comparisons_name_the_key(recipe_file: Path, change: str, message: s
     [
         ("budgets=[5]", "budget must be at least"),  # below DeepReDuce's smallest and DeepShare's floor
         ("budgets=[2000]", "960"),  # above the network's ReLUs
+        ("budgets=[720]", "HybReNet + SNL: snl: budget must be"),  # above the thinned HybReNet's 704
         ("method.deepreduce.order=['S1', 'S1']", "S1"),
     ],
 )

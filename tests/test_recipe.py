@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from deepshare import data
 from deepshare.methods.snl import SNLSettings
 from deepshare.train import Recipe, RecipeError, load_recipe, networks, recipe_names
 from deepshare.train.recipe import first_difference
@@ -336,7 +335,7 @@ def test_models_are_as_published_unless_the_recipe_shapes_them(path):
     path.write_text(GOOD.replace("width = 4\n", ""))
     assert load_recipe(path, ["model.name=resnet20"]).model.width == 16
     shaped = load_recipe(path, ["model.width=4", "model.multipliers=[3, 2, 2]", "model.rho=0.5"])
-    assert networks.model_spec(shaped, data.load("digits")) == {
+    assert networks.model_spec(shaped.model, 10, (1, 8, 8)) == {
         "name": "resnet18",
         "num_classes": 10,
         "width": 4,

@@ -304,7 +304,7 @@ class Terminal(io.StringIO):
 
 def test_a_budget_above_every_channel_is_every_channel():
     recipe = small("demo-240", "plan.budget=1000000", "plan.group=1")
-    plan = networks.make_plan(recipe, networks.model_spec(recipe, data.load("digits")))
+    plan = networks.make_plan(recipe, networks.model_spec(recipe.model, 10, (1, 8, 8)))
     assert [site.prototypes for site in plan] == [site.channels for site in plan]
     assert plan.drelus == 1920
 

@@ -128,7 +128,7 @@ def test_weight_decay_reaches_alpha_and_beta_only_when_asked(decay_affine):
 
 def shared_model(width: int = 4) -> tuple[nn.Module, Plan]:
     recipe = load_recipe("demo-240", [f"model.width={width}"])
-    spec = networks.model_spec(recipe, data.load("digits"))
+    spec = networks.model_spec(recipe.model, 10, (1, 8, 8))
     plan = networks.make_plan(recipe, spec)
     return networks.fresh(recipe, spec, plan, "gelu"), plan
 

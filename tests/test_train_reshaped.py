@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 
 from deepshare.checkpoint import load_checkpoint
-from deepshare.compare.cells import model_spec
 from deepshare.methods.deepreshape import hybrid
 from deepshare.methods.deepreshape_pipeline import algorithm2, reused
 from deepshare.methods.thin_then_snl import thin_then_snl
 from deepshare.methods.variant import Variant
 from deepshare.models import shapes_only
 from deepshare.plan import Plan
-from deepshare.train import Recipe, load_recipe, train
+from deepshare.train import Recipe, load_recipe, networks, train
 from deepshare.train.recipe import ModelRecipe, PlanRecipe, ReuseRecipe
 
 IMAGE = (1, 8, 8)
@@ -30,7 +29,7 @@ def model_of(variant: Variant) -> ModelRecipe:
 def test_a_network_with_reuse_is_trained_saved_and_resolved(tmp_path: Path):
     spec = hybrid("hrn-2x3x2x", m=8, num_classes=10, in_channels=1)
     variant = reused(algorithm2(spec, (1, 4, 2, 3), IMAGE, cull_least=True, factors=())[1], 4)
-    assert model_spec(model_of(variant), spec) == variant.spec
+    assert networks.model_spec(model_of(variant), 10, IMAGE) == {**variant.spec, "input_size": list(IMAGE)}
     plan = PlanRecipe("file", file=str(variant.plan.save(tmp_path / "plan.json")))
     recipe: Recipe = replace(load_recipe("demo-relu", SMALL), model=model_of(variant), plan=plan)
     result = train(recipe, tmp_path / "run")

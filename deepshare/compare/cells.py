@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from deepshare import models
+from deepshare.budget import weights_of
 from deepshare.compare.recipe import CompareError, CompareRecipe, MethodRecipe
 from deepshare.methods import deepreduce
 from deepshare.methods.variant import for_budget
 from deepshare.plan import Plan
-from deepshare.train.fields import plain
+from deepshare.train import networks
 from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe
 
 ALL_RELU = "all-ReLU"
@@ -90,7 +91,7 @@ def _shared(method: MethodRecipe, cell: Cell, folder: Path, *, counted: bool) ->
     if method.counts is None or not counted:
         return PlanRecipe("uniform", cell.budget, method.group)
     other = Plan.load(folder / replace(cell, method=method.counts).folder / "plan.json")
-    weights = tuple(float(site.drelus) for site in other)
+    weights = tuple(map(float, weights_of(other).values()))
     return PlanRecipe("weights", cell.budget, method.group, weights=weights)
 
 
@@ -108,11 +109,6 @@ def _reduced(recipe: CompareRecipe, method: MethodRecipe, cell: Cell, spec: dict
 def _thinned(method: MethodRecipe, spec: dict[str, Any]) -> Plan:
     """What SNL starts from on a HybReNet: its ReLUs, those of alternate layers gone in the stages to thin."""
     assert method.model is not None
-    hybrid = model_spec(method.model, spec)
+    hybrid = networks.model_spec(method.model, spec["num_classes"], spec["input_size"])
     plan = Plan.of(models.shapes_only(hybrid), tuple(spec["input_size"]))
     return plan if method.thin is None else deepreduce.thin(hybrid, plan, method.thin)
-
-
-def model_spec(model: ModelRecipe, like: dict[str, Any]) -> dict[str, Any]:
-    """`models.create`'s arguments of `model`, for the images and classes of the spec `like`."""
-    return {**plain(model), "num_classes": like["num_classes"], "in_channels": like["in_channels"]}

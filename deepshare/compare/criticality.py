@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from deepshare import data
 from deepshare.checkpoint import load_checkpoint
 from deepshare.files import write_whole
 from deepshare.methods.deepreduce import criticality, culling_order, keep_only, stage_relus
@@ -164,9 +163,8 @@ def _check(recipe: Recipe, seeds: tuple[int, ...], split: str) -> None:
 
 def _save_plans(recipe: Recipe, data_root: str | Path | None, folder: Path) -> dict[str, tuple[Plan, Path]]:
     """By stage: the plan that keeps its ReLUs alone, and its file."""
-    wanted = recipe.data
-    dataset = data.load(wanted.name, data_root, val_fraction=wanted.val_fraction, seed=wanted.split_seed)
-    spec = model_spec(recipe, dataset)
+    dataset = recipe.data.load(data_root)
+    spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
     full = Plan.of(shapes_only(spec), dataset.input_size)
     stages = [stage for stage in stage_relus(spec, full) if stage != STEM]
     plans = {stage: keep_only(spec, full, [stage]) for stage in stages}

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from deepshare.methods.snl import SNLSettings
-from deepshare.train.errors import RecipeError
+from deepshare.train.errors import RecipeError, require
 from deepshare.train.fields import build
 from deepshare.train.overrides import apply_overrides
-from deepshare.train.recipe import MAX_SEED, DataRecipe, DistillRecipe, ModelRecipe, PhaseRecipe
+from deepshare.train.recipe import MAX_SEED, RECIPES, DataRecipe, DistillRecipe, ModelRecipe, PhaseRecipe
+from deepshare.train.toml_in import find_toml, read_toml, toml_names
 
-FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "compare"
+COMPARISONS = RECIPES / "compare"
 MethodKind = Literal["snl", "deepreduce", "deepreshape", "deepshare"]
 
 
 class CompareError(ValueError):
     """A comparison that cannot be made; the message names the key, what was wanted and what came."""
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise CompareError(message)
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class MethodRecipe:
 
     def __post_init__(self) -> None:
         here = f"method {self.name}"
-        _require(bool(self.name.strip()), f"method.name: wanted a name, got {self.name!r}")
+        require(bool(self.name.strip()), f"method.name: wanted a name, got {self.name!r}")
         for key, kinds in (
             ("order", ("deepreduce",)),
             ("model", ("deepreshape",)),
@@ -65,13 +60,11 @@ class MethodRecipe:
             ("snl", ("snl", "deepreshape")),
         ):
             given = getattr(self, key) is not None
-            _require(
-                not given or self.kind in kinds, f"{here}: {key} belongs to {' and '.join(kinds)}, not {self.kind}"
-            )
-        _require(self.kind != "deepreduce" or self.order is not None, f"{here}: order is missing")
-        _require(self.kind != "deepreshape" or self.model is not None, f"{here}: model is missing")
+            require(not given or self.kind in kinds, f"{here}: {key} belongs to {' and '.join(kinds)}, not {self.kind}")
+        require(self.kind != "deepreduce" or self.order is not None, f"{here}: order is missing")
+        require(self.kind != "deepreshape" or self.model is not None, f"{here}: model is missing")
         known = [phase.kind for phase in self.phase]
-        _require(
+        require(
             not {"teacher", "pretrain"} & set(known),
             f"{here}: wanted no teacher and no pretrain phase, the comparison has one for all; got {', '.join(known)}",
         )
@@ -94,14 +87,14 @@ class CompareRecipe:
     def __post_init__(self) -> None:
         names = [method.name for method in self.method]
         for key, values in (("budgets", self.budgets), ("seeds", self.seeds), ("method", names)):
-            _require(bool(values), f"{key}: wanted at least one")
-            _require(len(set(values)) == len(values), f"{key}: wanted each once, got {', '.join(map(str, values))}")
-        _require(min(self.budgets) > 0, f"budgets: wanted at least 1, got {min(self.budgets)}")
-        _require(all(0 <= seed <= MAX_SEED for seed in self.seeds), f"seeds: wanted 0 to 2^63 - 1, got {self.seeds}")
-        _require(self.threads is None or self.threads > 0, f"threads: wanted at least 1, got {self.threads}")
-        _require(self.pretrain.kind == "pretrain", f'pretrain.kind: wanted "pretrain", got {self.pretrain.kind!r}')
+            require(bool(values), f"{key}: wanted at least one")
+            require(len(set(values)) == len(values), f"{key}: wanted each once, got {', '.join(map(str, values))}")
+        require(min(self.budgets) > 0, f"budgets: wanted at least 1, got {min(self.budgets)}")
+        require(all(0 <= seed <= MAX_SEED for seed in self.seeds), f"seeds: wanted 0 to 2^63 - 1, got {self.seeds}")
+        require(self.threads is None or self.threads > 0, f"threads: wanted at least 1, got {self.threads}")
+        require(self.pretrain.kind == "pretrain", f'pretrain.kind: wanted "pretrain", got {self.pretrain.kind!r}')
         for position, method in enumerate(self.method):
-            _require(
+            require(
                 method.counts is None or method.counts in names[:position],
                 f"method {method.name}: counts must name a method before it (got {method.counts!r})",
             )
@@ -114,25 +107,16 @@ def load_compare_recipe(path_or_name: str | Path, overrides: Iterable[str] = ())
 
     Raises CompareError naming file, key, what was wanted and what came.
     """
-    path = _find(path_or_name)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return build(CompareRecipe, apply_overrides(values, overrides))
-    except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, not TOML, or our own
+        path = find_toml(path_or_name, COMPARISONS, "comparison")
+    except RecipeError as error:
+        raise CompareError(str(error)) from error
+    try:
+        return build(CompareRecipe, apply_overrides(read_toml(path), overrides))
+    except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, or not TOML
         raise CompareError(f"{path}: {error}") from error
 
 
 def compare_recipe_names() -> list[str]:
     """Names of the comparisons that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def _find(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name)
-    if path.is_file():
-        return path
-    packaged = FOLDER / f"{path_or_name}.toml"
-    if path.suffix != ".toml" and packaged.is_file():
-        return packaged
-    known = ", ".join(compare_recipe_names())
-    raise CompareError(f"{path_or_name}: no such file and no such comparison; there are {known}")
+    return toml_names(COMPARISONS)

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-from deepshare import data
 from deepshare.compare.cells import ALL_RELU, Cell, all_relu_recipe, cell_recipe, cells
 from deepshare.compare.recipe import CompareError, CompareRecipe
-from deepshare.data import Dataset
 from deepshare.files import write_whole
 from deepshare.methods import snl
 from deepshare.train import TrainResult, networks, train
@@ -58,9 +56,9 @@ def compare(
     claim = json.dumps(asdict(recipe), indent=1) + "\n"
     if settings.is_file() and settings.read_text(encoding="utf-8") != claim:
         raise CompareError(f"{folder}: holds another comparison (its {settings.name} differs); choose another folder")
-    dataset = _load(recipe, data_root)
-    spec = networks.model_spec(all_relu_recipe(recipe, recipe.seeds[0]), dataset)
-    _check_plans(recipe, dataset, spec, folder)
+    dataset = recipe.data.load(data_root)
+    spec = networks.model_spec(recipe.model, dataset.num_classes, dataset.input_size)
+    _check_plans(recipe, spec, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(settings, claim)
     results: list[Result] = []
@@ -73,20 +71,19 @@ def compare(
     return results
 
 
-def _load(recipe: CompareRecipe, root: Path | None) -> Dataset:
-    wanted = recipe.data
-    return data.load(wanted.name, root, val_fraction=wanted.val_fraction, seed=wanted.split_seed, limit=wanted.limit)
-
-
-def _check_plans(recipe: CompareRecipe, dataset: Dataset, spec: dict[str, Any], folder: Path) -> None:
+def _check_plans(recipe: CompareRecipe, spec: dict[str, Any], folder: Path) -> None:
     """Make every plan, so that what cannot be met is said before hours of training; weights do not matter for that."""
     for cell in cells(recipe):
         if cell.budget is None or cell.seed != recipe.seeds[0]:
             continue
         made, given = cell_recipe(recipe, cell, spec, folder, pretrained=False, counted=False)
-        plan = networks.make_plan(made, networks.model_spec(made, dataset), given)
-        if made.snl is not None:
-            snl.check_budget(plan, cell.budget, made.snl.granularity)
+        made_spec = networks.model_spec(made.model, spec["num_classes"], spec["input_size"])
+        plan = networks.make_plan(made, made_spec, given)
+        try:
+            if made.snl is not None:
+                snl.check_budget(plan, cell.budget, made.snl.granularity)
+        except snl.SNLError as error:
+            raise CompareError(f"method {cell.method}: {error}") from error
 
 
 @contextmanager

@@ -7,3 +7,9 @@ class RecipeError(Exception):
 
 class TrainingError(Exception):
     """A run that cannot start, go on or be resumed; nothing written before is touched."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises RecipeError with `message` unless `holds`."""
+    if not holds:
+        raise RecipeError(message)

@@ -1,25 +1,23 @@
 """The networks of a run: its plan, its students fresh from a seed, and how soft their gates are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from deepshare import budget, models
-from deepshare.data import Dataset
 from deepshare.methods import snl
 from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.train.errors import RecipeError
 from deepshare.train.fields import plain
-from deepshare.train.recipe import PlanRecipe, Recipe
+from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe
 from deepshare.train.schedule import soft_channels_at
 from deepshare.train.seeds import cpu_seed, derive
 
 
-def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """The model in the form checkpoints carry it: what is as published stays out."""
-    model = recipe.model
+def model_spec(model: ModelRecipe, num_classes: int, input_size: Sequence[int]) -> dict[str, Any]:
+    """The model in the form checkpoints carry it, for images (C, H, W): what is as published stays out."""
     shape = {
         "multipliers": model.multipliers,
         "blocks": model.blocks,
@@ -28,11 +26,11 @@ def model_spec(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     }
     return {
         "name": model.name,
-        "num_classes": dataset.num_classes,
+        "num_classes": num_classes,
         "width": model.width,
         "stem_relu": model.stem_relu,
-        "in_channels": dataset.input_size[0],
-        "input_size": list(dataset.input_size),
+        "in_channels": input_size[0],
+        "input_size": list(input_size),
         **{
             key: list(value) if isinstance(value, tuple) else value for key, value in shape.items() if value is not None
         },

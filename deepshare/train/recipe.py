@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from deepshare import models
+from deepshare import data, models
 from deepshare.budget import weights_of
-from deepshare.data import Augment
+from deepshare.data import Augment, Dataset
 from deepshare.methods.snl import SNLSettings
 from deepshare.plan import Plan, PlanError
-from deepshare.train.errors import RecipeError
+from deepshare.train.errors import RecipeError, require
 from deepshare.train.fields import build, plain
 from deepshare.train.overrides import apply_overrides
 from deepshare.train.schedule import Schedule
+from deepshare.train.toml_in import find_toml, read_toml, toml_names
 from deepshare.train.toml_out import to_toml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -27,14 +27,9 @@ MAX_SEED = 2**63 - 1  # what torch.Generator and TOML both hold
 ORDER: tuple[Kind, ...] = ("teacher", "pretrain", "baseline", "gelu", "switch", "masks", "finetune")
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise RecipeError(message)
-
-
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which images: deepshare.data.load's arguments, and what is done to a training batch."""
+    """Which images: deepshare.data.load's arguments (`load`), and what is done to a training batch."""
 
     name: Literal["digits", "cifar10", "cifar100"]
     val_fraction: float = 0.1
@@ -43,9 +38,13 @@ class DataRecipe:
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.val_fraction < 1, f"data.val_fraction: wanted 0 <= v < 1, got {self.val_fraction}")
-        _require(0 <= self.split_seed <= MAX_SEED, f"data.split_seed: wanted 0 to 2^63 - 1, got {self.split_seed}")
-        _require(self.limit is None or self.limit > 1, f"data.limit: wanted at least 2, got {self.limit}")
+        require(0 <= self.val_fraction < 1, f"data.val_fraction: wanted 0 <= v < 1, got {self.val_fraction}")
+        require(0 <= self.split_seed <= MAX_SEED, f"data.split_seed: wanted 0 to 2^63 - 1, got {self.split_seed}")
+        require(self.limit is None or self.limit > 1, f"data.limit: wanted at least 2, got {self.limit}")
+
+    def load(self, root: str | Path | None) -> Dataset:
+        """The images; `root` is the folder of the official files. Raises DataError."""
+        return data.load(self.name, root, val_fraction=self.val_fraction, seed=self.split_seed, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class ModelRecipe:
         if self.width is None and models.is_name(self.name):
             object.__setattr__(self, "width", models.default_width(self.name))
         fits = self.width is None or 0 < self.width <= models.MAX_WIDTH
-        _require(fits, f"model.width: wanted 1 to {models.MAX_WIDTH}, got {self.width}")
+        require(fits, f"model.width: wanted 1 to {models.MAX_WIDTH}, got {self.width}")
 
 
 @dataclass(frozen=True)
@@ -98,24 +97,24 @@ class PlanRecipe:
     file: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.method not in ("relu", "file")) == (self.budget is not None),
             f'plan.budget: wanted with every method but "relu" and "file" '
             f"(method is {self.method!r}, budget is {self.budget})",
         )
-        _require(
+        require(
             self.method == "snl" or (self.method == "file") == (self.file is not None),
             f'plan.file: wanted with method "file", possible with "snl", and with no other (method is {self.method!r})',
         )
-        _require(self.budget is None or self.budget > 0, f"plan.budget: wanted at least 1, got {self.budget}")
-        _require(
+        require(self.budget is None or self.budget > 0, f"plan.budget: wanted at least 1, got {self.budget}")
+        require(
             (self.method == "weights") == (self.weights is not None),
             f'plan.weights: wanted with method "weights" and no other (method is {self.method!r})',
         )
         numbers = self.weights if isinstance(self.weights, tuple) else ()
-        _require(min(numbers, default=0) >= 0, "plan.weights: wanted no number below 0")
-        _require(self.group == "auto" or int(self.group) > 0, f"plan.group: wanted at least 1, got {self.group}")
-        _require(self.gamma > 0, f"plan.gamma: wanted above 0, got {self.gamma}")
+        require(min(numbers, default=0) >= 0, "plan.weights: wanted no number below 0")
+        require(self.group == "auto" or int(self.group) > 0, f"plan.group: wanted at least 1, got {self.group}")
+        require(self.gamma > 0, f"plan.gamma: wanted above 0, got {self.gamma}")
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,12 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         for name, value, default in (("alpha", self.alpha, 1.0), ("beta", self.beta, 8.0)):
             fits = self.method == "dkd" or value is None
-            _require(fits, f'distill.{name}: wanted with method "dkd" alone, got {value}')
-            _require(value is None or value >= 0, f"distill.{name}: wanted at least 0, got {value}")
+            require(fits, f'distill.{name}: wanted with method "dkd" alone, got {value}')
+            require(value is None or value >= 0, f"distill.{name}: wanted at least 0, got {value}")
             if self.method == "dkd" and value is None:
                 object.__setattr__(self, name, default)
-        _require(self.temperature > 0, f"distill.temperature: wanted above 0, got {self.temperature}")
-        _require(0 <= self.weight <= 1, f"distill.weight: wanted 0 <= w <= 1, got {self.weight}")
+        require(self.temperature > 0, f"distill.temperature: wanted above 0, got {self.temperature}")
+        require(0 <= self.weight <= 1, f"distill.weight: wanted 0 <= w <= 1, got {self.weight}")
 
 
 @dataclass(frozen=True)
@@ -174,24 +173,24 @@ class PhaseRecipe:
     start: Literal["pretrain", "fresh"] | None = None
 
     def __post_init__(self) -> None:
-        _require(self.epochs > 0, f"phase.{self.kind}.epochs: wanted at least 1, got {self.epochs}")
-        _require(self.batch_size > 1, f"phase.{self.kind}.batch_size: wanted at least 2, got {self.batch_size}")
+        require(self.epochs > 0, f"phase.{self.kind}.epochs: wanted at least 1, got {self.epochs}")
+        require(self.batch_size > 1, f"phase.{self.kind}.batch_size: wanted at least 2, got {self.batch_size}")
         for name in ("lr", "lr_end", "weight_decay"):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or 0 <= value < math.inf,
                 f"phase.{self.kind}.{name}: wanted at least 0 and finite, got {value}",
             )
-        _require(0 <= self.momentum < 1, f"phase.{self.kind}.momentum: wanted 0 <= m < 1, got {self.momentum}")
-        _require(
+        require(0 <= self.momentum < 1, f"phase.{self.kind}.momentum: wanted 0 <= m < 1, got {self.momentum}")
+        require(
             (self.schedule in ("constant", "step")) == (self.lr_end is None),
             f'phase.{self.kind}.lr_end: wanted with schedule "linear" or "cosine" and no other '
             f"(schedule is {self.schedule!r}, lr_end is {self.lr_end})",
         )
         most = self.epochs - 1 if self.kind == "switch" else 0
-        _require(0 <= self.hold <= most, f"phase.{self.kind}.hold: wanted 0 to {most}, got {self.hold}")
+        require(0 <= self.hold <= most, f"phase.{self.kind}.hold: wanted 0 to {most}, got {self.hold}")
         self._check_steps()
-        _require(
+        require(
             self.start is None or self.kind == "masks",
             f"phase.{self.kind}.start: wanted in phase masks alone, got {self.start!r}",
         )
@@ -201,16 +200,16 @@ class PhaseRecipe:
     def _check_steps(self) -> None:
         for name in ("milestones", "factor"):
             value = getattr(self, name)
-            _require(
+            require(
                 (self.schedule == "step") == (value is not None),
                 f'phase.{self.kind}.{name}: wanted with schedule "step" and no other '
                 f"(schedule is {self.schedule!r}, {name} is {value})",
             )
-        _require(
+        require(
             self.factor is None or 0 <= self.factor <= 1, f"phase.{self.kind}.factor: wanted 0 to 1, got {self.factor}"
         )
         epochs = self.milestones or ()
-        _require(
+        require(
             all(one < other for one, other in pairwise((0, *epochs))),
             f"phase.{self.kind}.milestones: wanted rising epochs from 1 on, got {list(epochs)}",
         )
@@ -241,12 +240,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         lone = any("\ud800" <= letter <= "\udfff" for letter in self.name)  # what Python makes of bytes in arguments
-        _require(not lone, f"name: wanted text that UTF-8 can hold, got {self.name!r}")
+        require(not lone, f"name: wanted text that UTF-8 can hold, got {self.name!r}")
         self._check_order()
         self._check_snl()
         self._check_distillation()
         best = [phase.kind for phase in self.phase if phase.keeps_best]
-        _require(
+        require(
             self.data.val_fraction > 0 or not best,
             f'phase.{best[0] if best else ""}.keep: "best" needs a validation split; data.val_fraction is 0',
         )
@@ -254,34 +253,34 @@ class Recipe:
     def _check_order(self) -> None:
         kinds = [phase.kind for phase in self.phase]
         ordered = sorted(set(kinds), key=ORDER.index)
-        _require(bool(kinds), "phase: wanted at least one")
-        _require(
+        require(bool(kinds), "phase: wanted at least one")
+        require(
             kinds == ordered,
             f"phase: wanted each kind once at most, in the order {', '.join(ORDER)}; got {', '.join(kinds)}",
         )
         scratch = [kind for kind in kinds if kind in ("baseline", "gelu", "masks")]
-        _require(len(scratch) < 2, f"phase: {' and '.join(scratch)} are ways to one network; wanted one of them")
-        _require(
+        require(len(scratch) < 2, f"phase: {' and '.join(scratch)} are ways to one network; wanted one of them")
+        require(
             "teacher" not in kinds or "pretrain" not in kinds,
             "phase: teacher and pretrain are both what others learn from; wanted one of them",
         )
-        _require(("gelu" in kinds) == ("switch" in kinds), "phase: wanted gelu and switch, or neither")
-        _require(
+        require(("gelu" in kinds) == ("switch" in kinds), "phase: wanted gelu and switch, or neither")
+        require(
             "finetune" not in kinds or kinds[-2:-1] not in ([], ["teacher"], ["pretrain"]),
             "phase: finetune goes on from switch, baseline or masks, which is missing",
         )
-        _require(
+        require(
             self.plan.method != "relu" or "gelu" not in kinds,
             'phase: gelu softens shared gates; plan.method "relu" has none',
         )
 
     def _check_snl(self) -> None:
         kinds, learns = [phase.kind for phase in self.phase], self.plan.method == "snl"
-        _require(
+        require(
             learns == ("masks" in kinds),
             f'phase: wanted masks with plan.method "snl" and no other (method is {self.plan.method!r})',
         )
-        _require(learns or self.snl is None, f'snl: wanted with plan.method "snl" alone, it is {self.plan.method!r}')
+        require(learns or self.snl is None, f'snl: wanted with plan.method "snl" alone, it is {self.plan.method!r}')
         if learns and self.snl is None:
             object.__setattr__(self, "snl", SNLSettings())
 
@@ -290,10 +289,10 @@ class Recipe:
         for phase in self.phase:
             key = f"phase.{phase.kind}.distill"
             after_gelu = "gelu" in kinds and phase.kind in ("switch", "finetune")
-            _require(phase.distill != "gelu" or after_gelu, f"{key}: there is no gelu phase before it")
-            _require(phase.kind not in ("teacher", "pretrain") or phase.distill == "none", f'{key}: wanted "none"')
+            require(phase.distill != "gelu" or after_gelu, f"{key}: there is no gelu phase before it")
+            require(phase.kind not in ("teacher", "pretrain") or phase.distill == "none", f'{key}: wanted "none"')
         needed = self._needed()
-        _require(
+        require(
             len(needed | (set(kinds) & {"teacher", "pretrain"})) < 2,
             "phase: some need a teacher phase, others a pretrain phase; wanted one of them",
         )
@@ -327,10 +326,9 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     overrides: `key=value` strings, see deepshare.train.overrides.
     Raises RecipeError naming file, key, what was wanted and what came.
     """
-    path = _find(path_or_name)
+    path = find_toml(path_or_name, RECIPES, "recipe")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return build(Recipe, _with_weights(apply_overrides(values, overrides)))
+        return build(Recipe, _with_weights(apply_overrides(read_toml(path), overrides)))
     except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, or not TOML
         raise RecipeError(f"{path}: {error}") from error
 
@@ -342,7 +340,7 @@ def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(plan, dict) or "weights_from" not in plan:
         return values
     file = plan["weights_from"]
-    _require(isinstance(file, str), f"plan.weights_from: wanted the path of a plan.json, got {file!r:.80}")
+    require(isinstance(file, str), f"plan.weights_from: wanted the path of a plan.json, got {file!r:.80}")
     try:
         weights = list(weights_of(Plan.load(file)).values())
     except (OSError, PlanError) as error:
@@ -353,7 +351,7 @@ def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    return toml_names(RECIPES)
 
 
 def first_difference(one: Recipe, other: Recipe) -> str | None:
@@ -373,13 +371,3 @@ def _flat(values: Any, key: str = "") -> dict[str, Any]:
     else:
         return {key: values}
     return {flat: value for name, item in pairs for flat, value in _flat(item, name).items()}
-
-
-def _find(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name)
-    if path.is_file():
-        return path
-    packaged = RECIPES / f"{path_or_name}.toml"
-    if path.suffix != ".toml" and packaged.is_file():
-        return packaged
-    raise RecipeError(f"{path_or_name}: no such file and no such recipe; there are {', '.join(recipe_names())}")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from deepshare import data
 from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.data import Dataset
 from deepshare.plan import Plan
@@ -65,9 +64,9 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
     folder.check(recipe, teacher_path, resume=resume)
-    dataset = _load_data(recipe, data_root)
+    dataset = recipe.data.load(data_root)
     _check_splits(recipe, dataset)
-    spec = model_spec(recipe, dataset)
+    spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
     plan = make_plan(recipe, spec, Plan.load(folder.plan) if folder.begun else None)
     _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end(recipe.needs or "teacher").is_file())
     if teacher_path is not None and not folder.begun:
@@ -93,11 +92,6 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         raise TrainingError(f"device {str(device)!r} cannot be used here: {error}") from error
     return place
-
-
-def _load_data(recipe: Recipe, root: str | Path | None) -> Dataset:
-    wanted = recipe.data
-    return data.load(wanted.name, root, val_fraction=wanted.val_fraction, seed=wanted.split_seed, limit=wanted.limit)
 
 
 def _check_splits(recipe: Recipe, dataset: Dataset) -> None:
