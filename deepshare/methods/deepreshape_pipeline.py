@@ -47,7 +47,7 @@ def algorithm2(
     thinned = thinned_plan(spec, net, thinning)
     steps = f"{label}+RT" if culled else "RT"
     half = reshape(spec, alpha=0.5)
-    found = [named(spec, label, net), named(spec, steps, thinned), named(half, steps, on(half, thinned))]
+    found = [named(spec, net, label), named(spec, thinned, steps), named(half, on(half, thinned), steps)]
     return [*found, *(reused(found[1], factor) for factor in factors)]
 
 
@@ -100,7 +100,7 @@ def thinned_plan(spec: Spec, plan: Plan, stages: Sequence[str]) -> Plan:
     return thin(spec, cull(spec, plan, _stem(spec, plan)), stages)
 
 
-def named(spec: Spec, steps: str, plan: Plan) -> Variant:
+def named(spec: Spec, plan: Plan, steps: str) -> Variant:
     """A variant under the paper's name for it: the network, m, what was culled (C), thinned (RT), reused (Re2)."""
     width = spec.get("width") or models.default_width(spec["name"])
     shape = "".join(f" {key} {'-'.join(map(str, spec[key]))}" for key in ("multipliers", "blocks") if spec.get(key))

@@ -35,7 +35,7 @@ def thin_then_snl(
         ValueError: the network cannot be thinned, or the budget is not below the thinned network's ReLUs.
     """
     full = Plan.of(models.shapes_only(spec), tuple(input_size))
-    variant = named(spec, "RT", thinned_plan(spec, full, models.stage_names(spec)))
+    variant = named(spec, thinned_plan(spec, full, models.stage_names(spec)), "RT")
     chosen = settings or SNLSettings()
     check_budget(variant.plan, budget, chosen.granularity)
     return ThenSNL(variant, budget, chosen)
