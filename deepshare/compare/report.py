@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +15,7 @@ from deepshare.compare.run import Result
 from deepshare.files import write_whole
 
 _HEADER = ("method", "budget", "DReLUs", "test accuracy, mean (sd)", "lowest - highest", "seeds", "epochs", "minutes")
+SHIFT = 0.02  # of one method's points against the next one's: where counts are equal, bars would cover one another
 _COLOURS = ("#1f6f8b", "#c0562f", "#5b4a8a", "#3f7d3a", "#8a6d1f", "#7a2f57")
 
 
@@ -72,7 +72,7 @@ def report(recipe: CompareRecipe, results: Sequence[Result], picture: str) -> st
 
 ![accuracy over DReLUs]({picture})
 
-Points: means over seeds; bars: lowest to highest. {layer}
+Points: means over seeds, methods shifted by {100 * SHIFT:g} % against one another; bars: lowest to highest. {layer}
 """
 
 
@@ -101,12 +101,15 @@ def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
         axes.plot(1000 * row.relus_k, row.accuracy, ".", color="0.75", zorder=1)
         axes.annotate(row.method, (1000 * row.relus_k, row.accuracy), fontsize=5, color="0.6")
     methods = list(dict.fromkeys(result.method for result in results if result.method != ALL_RELU))
-    for method, colour in zip(methods, _cycle(len(methods)), strict=True):
-        _draw(axes, method, [group for group in groups(results) if group[0].method == method], colour)
+    for place, method in enumerate(methods):
+        found = [group for group in groups(results) if group[0].method == method]
+        _draw(axes, method, found, _COLOURS[place % len(_COLOURS)], 1 + SHIFT * (place - (len(methods) - 1) / 2))
     _draw_level(axes, [result for result in results if result.method == ALL_RELU])
     if known:
         axes.plot([], [], ".", color="0.75", label="published")
     axes.set(xscale="log", xlabel="DReLUs", ylabel="test accuracy [%]", title=recipe.name)
+    axes.set_xticks([], minor=True)
+    axes.set_xticks(recipe.budgets, [f"{budget:,}" for budget in recipe.budgets])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     picture = io.BytesIO()
@@ -115,13 +118,9 @@ def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
     return write_whole(path, picture.getvalue())
 
 
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
-
-
-def _draw(axes: Any, method: str, found: list[list[Result]], colour: str) -> None:
+def _draw(axes: Any, method: str, found: list[list[Result]], colour: str, shift: float) -> None:
     found = sorted(found, key=lambda group: fmean(result.drelus for result in group))
-    x = [math.fsum(result.drelus for result in group) / len(group) for group in found]
+    x = [shift * fmean(result.drelus for result in group) for group in found]
     percent = [[100 * result.test_accuracy for result in group] for group in found]
     means = [fmean(values) for values in percent]
     below = [mean - min(values) for mean, values in zip(means, percent, strict=True)]
