@@ -11,6 +11,7 @@ from deepshare.files import write_whole
 from deepshare.find import Call, find_calls
 from deepshare.graph import rewrite
 from deepshare.site import MAX_IMAGE, Kind, Mask, PlanError, Site, checked_image_size
+from deepshare.text_table import aligned
 
 __all__ = ["Count", "Kind", "Mask", "Plan", "PlanError", "Site", "apply_plan", "count_drelus", "parse_input_size"]
 
@@ -111,17 +112,14 @@ class Plan:
 
     def table(self) -> str:
         """One line per site (name, kind, shape, P or leader or kept elements, DReLUs), the total, what is counted."""
-        rows = [("site", "kind", "shape", "gates", "DReLUs")]
+        rows: list[tuple[str, ...]] = [("site", "kind", "shape", "gates", "DReLUs"), ()]
         rows += [(s.name, s.kind, "x".join(map(str, s.shape)), _gates(s), f"{s.drelus:,}") for s in self.sites]
-        rows.append(("total", "", "", "", f"{self.drelus:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [f"{_padded(row[:4], widths)}  {row[4]:>{widths[4]}}" for row in rows]
-        rule = "-" * len(lines[0])
+        rows += [(), ("total", "", "", "", f"{self.drelus:,}")]
         size = "x".join(map(str, self.input_size))
         note = f"Per image of {size}, by calls: relu, relu6 and gelu C*H*W, shared P*H*W, followers 0, mask its ones."
         if any(site.kind == "relu6" for site in self):
             note += "\nA relu6 is counted once, as published; its clip at 6 is a comparison more."
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
+        return f"{aligned(rows, left=4)}\n{note}"
 
     def to_json(self) -> str:
         """Text that `from_json` turns into an equal plan."""
@@ -177,10 +175,6 @@ def _gates(site: Site) -> str:
     if site.mask is not None:
         return f"{site.drelus:,} of {site.size:,}" + (", else 0" if site.zero_out else "")
     return {"relu": "all", "relu6": "all, clipped", "gelu": "all, soft", "linear": "none"}[site.kind]
-
-
-def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False))
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:

@@ -9,7 +9,7 @@ import pytest
 from deepshare.cli import main
 from deepshare.compare import Cell, CompareError, Result, cells, compare, load_compare_recipe, report
 from deepshare.compare.cells import ALL_RELU
-from deepshare.compare.published import FILE, published
+from deepshare.compare.published import FILE, published_results
 from deepshare.compare.run import read_results
 from deepshare.plan import Plan
 
@@ -168,10 +168,10 @@ def test_report_and_picture_come_whole(finished: tuple[Path, list[Result]], reci
 
 
 def test_published_points_are_of_the_same_network_and_data_set_only():
-    points = published("resnet18", None, "cifar100")
+    points = published_results("resnet18", None, "cifar100")
     assert any(point.method == "DeepShare" and point.relus_k == 12.9 and point.accuracy == 77.29 for point in points)
-    assert published("resnet18", 16, "cifar100") == [] == published("resnet18", None, "digits")
-    assert published("resnet56", None, "cifar100") == []
+    assert published_results("resnet18", 16, "cifar100") == [] == published_results("resnet18", None, "digits")
+    assert published_results("resnet56", None, "cifar100") == []
 
 
 @pytest.mark.shared

@@ -11,13 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # part -> the parts it may import, itself aside. A part is a module or a package right under deepshare/.
 OPERATORS = {"channel_map", "raw_ops", "packed_gates", "ops", "masked", "share"}
-FOUNDATION = OPERATORS | {"nn", "files"}
+FOUNDATION = OPERATORS | {"nn", "files", "text_table"}
 PLAN = {"site", "find", "trace", "graph", "fuse", "plan"}
 BELOW_TRAIN = FOUNDATION | PLAN | {"models", "checkpoint"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "files": set(),
     "fold": set(),
+    "text_table": set(),
     "channel_map": set(),
     "raw_ops": {"kernels"},
     "packed_gates": {"kernels"},

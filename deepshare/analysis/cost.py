@@ -14,6 +14,7 @@ from deepshare import models
 from deepshare.analysis.delphi import gibibytes, seconds_of_relus
 from deepshare.find import function_kind, is_activation, without_weights, zero_batch
 from deepshare.plan import Plan, PlanError
+from deepshare.text_table import aligned
 
 OUTPUT = "output"  # the row behind the last site
 NO_STAGE = "-"  # of a model that is none of models.create
@@ -78,7 +79,8 @@ class Cost:
         )
         note += "the layers called since the site before it, a stage's those that stand in the stage.\n"
         circuits = f"{seconds_of_relus(self.relus):.3f} s online, {gibibytes(self.relus):.3f} GiB stored"
-        return f"{_text(lines)}\n{note}Garbled circuits under DELPHI (estimate, 21 us and 18 KiB a ReLU): {circuits}."
+        note += f"Garbled circuits under DELPHI (estimate, 21 us and 18 KiB a ReLU): {circuits}."
+        return f"{aligned(lines, left=2)}\n{note}"
 
 
 def cost(model: nn.Module, input_size: Iterable[int], *, plan: Plan | None = None) -> Cost:
@@ -203,16 +205,3 @@ def _cells(row: Row, total: Row | None = None) -> tuple[str, ...]:
         shares = [100 * part / whole if whole else 0.0 for part, whole in zip(parts, wholes, strict=True)]
         numbers = [f"{number}  {share:5.2f} %" for number, share in zip(numbers, shares, strict=True)]
     return (row.name, row.stage, *numbers)
-
-
-def _text(lines: list[tuple[str, ...]]) -> str:
-    """Columns, the numbers to the right; an empty line becomes a rule."""
-    widths = [max(len(line[column]) for line in lines if line) for column in range(5)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join(_line(line, widths) if line else rule for line in lines)
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    names = [f"{cell:<{width}}" for cell, width in zip(cells[:2], widths[:2], strict=True)]
-    numbers = [f"{cell:>{width}}" for cell, width in zip(cells[2:], widths[2:], strict=True)]
-    return "  ".join(names + numbers)

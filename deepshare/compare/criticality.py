@@ -15,6 +15,7 @@ from deepshare.files import write_whole
 from deepshare.methods.deepreduce import criticality, culling_order, keep_only, stage_relus
 from deepshare.models import STEM, shapes_only
 from deepshare.plan import Plan
+from deepshare.text_table import aligned
 from deepshare.train import Recipe, RecipeError, TrainingError, TrainResult, load_recipe, train
 from deepshare.train.fields import build, plain
 from deepshare.train.networks import model_spec
@@ -69,10 +70,8 @@ class Criticality:
         for one in self.stages:
             value = f"{self.values[one.stage]:.2f}"
             rows.append((one.stage, f"{one.relus:,}", _percent(one.plain), _percent(one.distilled), value))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
         order = " < ".join(self.order)
-        return "\n".join([*lines, f"{order} ({self.split} accuracy, w = {self.w:g}, {self.recipe})"])
+        return f"{aligned(rows)}\n{order} ({self.split} accuracy, w = {self.w:g}, {self.recipe})"
 
     def save(self, path: str | Path) -> Path:
         """Writes JSON to `path`, whole or not at all."""

@@ -22,7 +22,7 @@ class Published:
     table: str
 
 
-def published(network: str, width: int | None, dataset: str) -> list[Published]:
+def published_results(network: str, width: int | None, dataset: str) -> list[Published]:
     """The rows for a network of `models.create` and a data set of `data.load`; none where the papers have no such.
 
     width: of the network; another than the papers' is another network. None is the family's own.

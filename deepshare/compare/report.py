@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from deepshare.compare.cells import ALL_RELU
-from deepshare.compare.published import Published, published
+from deepshare.compare.published import Published, published_results
 from deepshare.compare.recipe import CompareRecipe
 from deepshare.compare.run import Result
 from deepshare.files import write_whole
@@ -77,7 +77,7 @@ Points: means over seeds, methods shifted by {100 * SHIFT:g} % against one anoth
 
 
 def _published(recipe: CompareRecipe) -> list[Published]:
-    return published(recipe.model.name, recipe.model.width, recipe.data.name)
+    return published_results(recipe.model.name, recipe.model.width, recipe.data.name)
 
 
 def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Path:

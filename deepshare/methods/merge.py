@@ -16,6 +16,7 @@ from deepshare.fold import fold_batch_norm
 from deepshare.graph import check_outputs, graph_module, is_addition, works_in_place
 from deepshare.methods.conv_algebra import BiasMapConv2d, Convolution, Geometry, MergeError, Pair
 from deepshare.site import PlanError, checked_image_size
+from deepshare.text_table import aligned
 from deepshare.trace import keep_constants, trace
 
 MergeKind = Literal["sequence", "sum"]
@@ -70,8 +71,7 @@ class MergeReport:
         rows = [("", "layers", "depth", "multiplications")]
         for name, size in (("before", self.before), ("after", self.after)):
             rows.append((name, str(size.layers), str(size.depth), f"{size.multiplications:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines = [aligned(rows)]
         for merge in (*self.merges, *self.apart):
             done = "exact" if merge.exact else "differs at the border"
             what = f"merged, {done}" if merge.why_not is None else f"apart: {merge.why_not}"
