@@ -31,6 +31,15 @@ def shared_dir() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules that train: layers this small only wait for each other in several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_buffers():
     """torch.empty comes filled with NaN, so that an unwritten output is loud (DESIGN, facts measured)."""

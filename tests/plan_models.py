@@ -1,8 +1,13 @@
-"""Small models with every way of calling a ReLU that a plan must see, for test_plan.py and test_graph.py."""
+"""Small models with every way of calling a ReLU that a plan must see, and plans for them."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from deepshare.nn import SharedReLU2d
+from deepshare.plan import Plan
+
+SIZE = (3, 6, 6)
 
 
 def chain(channels: int = 8, depth: int = 3) -> nn.Sequential:
@@ -200,3 +205,34 @@ class LeaderChangedInPlace(nn.Module):
         y = self.act1(x)
         x.mul_(-1)
         return self.act2(x + y)
+
+
+def image(size=SIZE, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def led_by_first(plan: Plan, prototypes: int) -> Plan:
+    """The first site leads, all others of its shape follow."""
+    leader = plan.sites[0]
+    plan = plan.replace(leader.name, "shared", prototypes=prototypes)
+    for site in plan.sites[1:]:
+        if site.shape == leader.shape:
+            plan = plan.replace(site.name, "shared", leader=leader.name)
+    return plan
+
+
+def all_shared_in_full(plan: Plan) -> Plan:
+    """P = C at every site: the same function as ReLU."""
+    for site in plan.sites:
+        plan = plan.replace(site.name, "shared", prototypes=site.channels)
+    return plan
+
+
+def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Alphas and betas away from 1 and 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, SharedReLU2d):
+            for parameter in (module.alpha, module.beta):
+                parameter.data = torch.randn(parameter.shape, generator=generator)
+    return model

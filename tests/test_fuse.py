@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_graph import led_by_first, randomise
+from plan_models import led_by_first, randomise
 from torch import Tensor, fx, nn
 
 from deepshare import Plan, SharedReLU2d, apply_plan, count_drelus, fuse, models

@@ -1,6 +1,5 @@
 """Every compiled backend of shared_relu against the reference: random cases, y and every gradient."""
 
-import doctest
 import os
 import platform
 import re
@@ -22,7 +21,6 @@ from operator_cases import (
     truncates,
 )
 
-import deepshare.ops
 from deepshare import ChannelMap, shared_relu
 from deepshare.kernels import native
 
@@ -54,11 +52,6 @@ def test_random_cases_the_interpreter_is_slow_for(backend: str, block: int):
         pytest.skip("on a GPU test_random_cases runs them all")
     for number in range(block * CASES_PER_BLOCK + INTERPRETED_CASES, (block + 1) * CASES_PER_BLOCK):
         check(random_case(number, INTERPRETED_ELEMENTS), backend)
-
-
-def test_the_equivalent_pytorch_of_the_docstring():
-    outcome = doctest.testmod(deepshare.ops)
-    assert (outcome.failed, outcome.attempted) == (0, 5)
 
 
 def test_the_code_of_the_documentation():

@@ -20,20 +20,12 @@ from deepshare.plan import Plan
 from deepshare.train import Recipe, RecipeError, TrainingError, load_recipe, networks, progress, train, trainer
 from deepshare.train.loop import evaluate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ["model.width=4", "data.limit=128", "phase.*.epochs=2", "phase.*.batch_size=32"]
 
 
 def small(name: str = "demo-240", *more: str) -> Recipe:
     return load_recipe(name, [*SMALL, *more])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small only wait for each other in several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from deepshare.nn import LearnedMask, MaskedReLU2d
 from deepshare.plan import Plan, count_drelus
 from deepshare.train import RecipeError, TrainingError, load_recipe, mask_phase, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
     "model.width=2",
     "data.limit=64",
@@ -28,14 +29,6 @@ SMALL = [
 
 def small(*more: str):
     return load_recipe("demo-snl-960", [*SMALL, *more])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
