@@ -363,9 +363,9 @@ def test_bad_shapes_are_refused():
         reshape(spec(), alpha=0)
     with pytest.raises(ValueError, match=r"rho must be 1 or 0\.5"):
         reshape(reshape(spec(), rho=0.5), rho=0.5)
-    with pytest.raises(ValueError, match="reshape: the spec's name"):
+    with pytest.raises(ValueError, match="name must be one of"):
         reshape({"name": "mine"}, alpha=0.5)
-    with pytest.raises(ValueError, match="one_block: blocks must be"):
+    with pytest.raises(ValueError, match="must be a ResNet, WideResNet or HybReNet"):
         one_block(spec("mobilenetv1"), ["S1"])
     with pytest.raises(ValueError, match=r"one_block: stages must be of S1, S2, S3, S4 \(got S9\)"):
         one_block(spec(), ["S9"])

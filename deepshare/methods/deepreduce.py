@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from deepshare.methods.variant import Variant
-from deepshare.models import STEM, shapes_only, stage_names, stage_of
-from deepshare.models.families import family_of
+from deepshare.models import STEM, shape_of, shapes_only, stage_names, stage_of, width_of
 from deepshare.plan import Plan
 from deepshare.site import PlanError
 
@@ -120,7 +119,7 @@ def reshape(spec: Mapping[str, Any], *, alpha: float = 1.0, rho: float = 1.0) ->
     Raises:
         ValueError: alpha leaves no whole number of channels; what models.create refuses (rho other than 1 and 0.5).
     """
-    width = spec.get("width") or _width(spec)
+    width = width_of(spec)
     scaled = width * alpha
     if not scaled >= 1 or scaled != int(scaled):
         raise ValueError(f"reshape: alpha must leave a whole number of the {width} channels (got {alpha!r})")
@@ -135,10 +134,7 @@ def one_block(spec: Mapping[str, Any], stages: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: a network whose number of blocks is fixed, or a stage it does not have.
     """
-    family = family_of(str(spec.get("name")))
-    blocks = None if family is None else spec.get("blocks") or family.blocks
-    if blocks is None:
-        raise ValueError(f"one_block: blocks must be what the network has, residual ones (got {spec.get('name')!r})")
+    blocks, _ = shape_of(spec)
     wanted, known = set(stages), stage_names(spec)
     if not wanted <= set(known):
         raise ValueError(f"one_block: stages must be of {_listed(known)} (got {_listed(sorted(wanted))})")
@@ -232,13 +228,6 @@ def _without(plan: Plan, names: Iterable[str]) -> Plan:
     for name in names:
         plan = plan.replace(name, "linear")
     return plan
-
-
-def _width(spec: Mapping[str, Any]) -> int:
-    family = family_of(str(spec.get("name")))
-    if family is None:
-        raise ValueError(f"reshape: the spec's name must be a network of models.create (got {spec.get('name')!r})")
-    return family.width
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deepshare import models
 from deepshare.methods.equalization import SHRINK, EqualizationError, equalize_depth, equalize_width
-from deepshare.models.families import HYBRID_BLOCKS, family_of
+from deepshare.models.families import HYBRID_BLOCKS
 
 WIDTH = 16  # m of the paper's HybReNets (Tables 16 and 17)
 WIDTHS = (16, 32, 64, 128, 256)  # m of its BaseCh networks (appendix J)
@@ -40,22 +40,14 @@ def hybrid(name: str, *, m: int = WIDTH, num_classes: int = 100, in_channels: in
     return spec
 
 
-def shape_of(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(blocks per stage, channel factors from stage to stage) of a spec. Raises ValueError where they are fixed."""
-    family = family_of(str(spec["name"]))
-    if family is None or family.blocks is None or family.multipliers is None:
-        raise ValueError(f"deepreshape: {spec['name']!r:.80} must be a ResNet, WideResNet or HybReNet")
-    return tuple(spec.get("blocks") or family.blocks), tuple(spec.get("multipliers") or family.multipliers)
-
-
 def with_factors(spec: Spec, factors: Sequence[int], *, m: int | None = None) -> Spec:
     """The spec with other channel factors, and base channels m: unequal factors under a HybReNet's name, if it has one.
 
     Raises ValueError: not one factor fewer than stages, or a size that `models.create` refuses.
     """
-    blocks, old = shape_of(spec)
+    blocks, old = models.shape_of(spec)
     if len(factors) != len(old):
-        raise ValueError(f"deepreshape: {spec['name']} needs {len(old)} factors (got {tuple(factors)})")
+        raise ValueError(f"with_factors: {spec['name']} needs {len(old)} factors (got {tuple(factors)})")
     rest = {key: value for key, value in spec.items() if key not in ("multipliers", "blocks")}
     result = {**rest, "width": spec.get("width") if m is None else m}
     if blocks in _HYBRIDS and len(factors) == 3 and len(set(factors)) > 1:
@@ -79,7 +71,7 @@ def equalized(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH) -> list
     Raises:
         EqualizationError: as `equalize_width`. ValueError: a network of fixed shape.
     """
-    blocks, _ = shape_of(spec)
+    blocks, _ = models.shape_of(spec)
     return [with_factors(spec, factors, m=m) for factors in equalize_width(order, blocks).minimal]
 
 
@@ -92,7 +84,7 @@ def leanest(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH, largest_l
     Raises:
         EqualizationError: as `equalize_width`; or every equalized network has a larger last factor.
     """
-    blocks, _ = shape_of(spec)
+    blocks, _ = models.shape_of(spec)
     found = [factors for factors in equalize_width(order, blocks).minimal if factors[-1] <= largest_last]
     if not found:
         raise EqualizationError(f"leanest: no equalized network has a last factor of at most {largest_last}")
@@ -101,12 +93,12 @@ def leanest(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH, largest_l
 
 def lowered(spec: Spec, alpha: int = ALPHA) -> Spec:
     """Step 2 of section 4.3: the same network with the first factor `alpha`, so that stage 1 has most of the ReLUs."""
-    return with_factors(spec, (alpha, *shape_of(spec)[1][1:]))
+    return with_factors(spec, (alpha, *models.shape_of(spec)[1][1:]))
 
 
 def deepened(spec: Spec, order: Sequence[int | str]) -> Spec:
     """The network equalized by depth (appendix D): its channel factors kept, the fewest blocks (`equalize_depth`)."""
-    _, factors = shape_of(spec)
+    _, factors = models.shape_of(spec)
     result = {**spec, "blocks": equalize_depth(order, factors)}
     models.shapes_only(result)
     return result
@@ -122,7 +114,7 @@ def base_channels(spec: Spec, widths: Iterable[int] = WIDTHS) -> list[Spec]:
 
 def stage_channels(spec: Spec, factors: Iterable[int] = FACTORS, *, m: int = WIDTH) -> list[Spec]:
     """StageCh: equal factors alpha = beta = gamma, base channels m (Table 2, homogeneous channel scaling)."""
-    count = len(shape_of(spec)[1])
+    count = len(models.shape_of(spec)[1])
     return [with_factors(spec, (factor,) * count, m=m) for factor in factors]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from deepshare import models
 from deepshare.methods.deepreduce import cull, on, reshape, stage_relus, thin
-from deepshare.methods.deepreshape import WIDTH, Spec, leanest, lowered, shape_of
+from deepshare.methods.deepreshape import WIDTH, Spec, leanest, lowered
 from deepshare.methods.equalization import checked_order
 from deepshare.methods.relu_reuse import relu_reuse
 from deepshare.methods.variant import Variant
@@ -37,7 +37,7 @@ def algorithm2(
         ValueError: order is no permutation of the stages, the channels cannot be halved or split, or a stage cannot be
             thinned.
     """
-    least, *others = (f"S{number}" for number in checked_order("algorithm2", order, len(shape_of(spec)[0])))
+    least, *others = (f"S{number}" for number in checked_order("algorithm2", order, len(models.shape_of(spec)[0])))
     full = Plan.of(models.shapes_only(spec), tuple(input_size))
     culled = _dominates(spec, full, least) if cull_least is None else cull_least
     net, label, thinning = full, "", [least, *others]
@@ -102,9 +102,8 @@ def thinned_plan(spec: Spec, plan: Plan, stages: Sequence[str]) -> Plan:
 
 def named(spec: Spec, plan: Plan, steps: str) -> Variant:
     """A variant under the paper's name for it: the network, m, what was culled (C), thinned (RT), reused (Re2)."""
-    width = spec.get("width") or models.default_width(spec["name"])
     shape = "".join(f" {key} {'-'.join(map(str, spec[key]))}" for key in ("multipliers", "blocks") if spec.get(key))
-    return Variant(f"{spec['name']}{shape} m={width} {steps}".strip(), dict(spec), plan)
+    return Variant(f"{spec['name']}{shape} m={models.width_of(spec)} {steps}".strip(), dict(spec), plan)
 
 
 def _dominates(spec: Spec, full: Plan, stage: str) -> bool:

@@ -11,7 +11,9 @@ from deepshare.models.registry import (
     known,
     names,
     patterns,
+    shape_of,
     shapes_only,
+    width_of,
 )
 from deepshare.models.resnet import BasicBlock, ResNet
 from deepshare.models.stages import HEAD, STEM, stage_names, stage_of, stages
@@ -31,8 +33,10 @@ __all__ = [
     "known",
     "names",
     "patterns",
+    "shape_of",
     "shapes_only",
     "stage_names",
     "stage_of",
     "stages",
+    "width_of",
 ]

@@ -39,6 +39,20 @@ def default_width(name: str) -> int:
     return _family(name).width
 
 
+def width_of(spec: Mapping[str, Any]) -> int:
+    """Channels of the first convolution: the spec's, or as published. Raises ValueError for an unknown name."""
+    return spec.get("width") or default_width(str(spec.get("name")))
+
+
+def shape_of(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(blocks per stage, channel factors from stage to stage) of a spec. Raises ValueError where they are fixed."""
+    name = spec.get("name")
+    family = family_of(name) if isinstance(name, str) else None
+    if family is None or family.blocks is None or family.multipliers is None:
+        raise ValueError(f"models.shape_of: the network must be a ResNet, WideResNet or HybReNet (got {name!r:.80})")
+    return tuple(spec.get("blocks") or family.blocks), tuple(spec.get("multipliers") or family.multipliers)
+
+
 def create(
     name: str,
     *,
@@ -155,7 +169,7 @@ _CONVENTIONS = {
 def describe(spec: Mapping[str, Any]) -> str:
     """One line: the name, what differs from the published network, and the counting convention."""
     name = spec["name"]
-    width = spec.get("width") or default_width(name)
+    width = width_of(spec)
     shape = [f"{key} {_joined(spec[key])}" for key in ("multipliers", "blocks") if spec.get(key)]
     rho = [f"rho {spec['rho']:g}"] if spec.get("rho", 1.0) != 1.0 else []
     reuse = [_reuse(spec["reuse"])] if spec.get("reuse") else []
