@@ -40,12 +40,13 @@ def model_spec(model: ModelRecipe, num_classes: int, input_size: Sequence[int]) 
 def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -> Plan:
     """The plan of the recipe's hard network; with method "snl", the plan its masks start from.
 
-    A budget above what the groups can take gives P = C everywhere: the run's log says what was reached.
+    A budget above what the groups can take gives P = C everywhere: the run's log says what was reached. One above the
+    network's ReLUs is refused.
 
     known: the plan that a run to be resumed began with; the file it came from is not read again.
 
-    Raises RecipeError: no such model, a budget below the floor (of SNL: or not below the ReLUs), weights that do not
-    fit the number of sites, a plan's file that cannot be read or is for another model.
+    Raises RecipeError: no such model, a budget below the floor or above the ReLUs (of SNL: not below them), weights that do
+    not fit the number of sites, a plan's file that cannot be read or is for another model.
     """
     wanted = recipe.plan
     try:
@@ -63,6 +64,10 @@ def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -
 
 def _share(found: Plan, wanted: PlanRecipe) -> Plan:
     assert wanted.budget is not None  # PlanRecipe requires it for every method that shares
+    if wanted.budget > found.drelus:
+        raise budget.BudgetError(
+            f"plan.budget: wanted at most the {found.drelus:,} ReLUs of the network, got {wanted.budget:,}"
+        )
     return budget.allocate(
         found, "uniform" if wanted.weights is None else wanted.weights, wanted.budget, group=wanted.group
     ).plan
