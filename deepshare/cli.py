@@ -44,12 +44,16 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from deepshare.checkpoint import CheckpointError
     from deepshare.compare import CompareError
     from deepshare.data import DataError
+    from deepshare.methods.conv_algebra import MergeError
+    from deepshare.methods.equalization import EqualizationError
+    from deepshare.methods.snl import SNLError
     from deepshare.plan import PlanError
     from deepshare.secure import SecureError
     from deepshare.train import RecipeError, TrainingError
 
     ours = (BudgetError, CheckpointError, CompareError, DataError, PlanError, RecipeError, SecureError, TrainingError)
-    return (*ours, BenchReportError, ArgumentError, OSError)
+    methods = (EqualizationError, MergeError, SNLError)
+    return (*ours, *methods, BenchReportError, ArgumentError, OSError)
 
 
 class ArgumentError(ValueError):
@@ -276,6 +280,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.recipe is None:
         raise ArgumentError("RECIPE is missing: a comparison's name (see --list) or a TOML file")
     recipe = compare.load_compare_recipe(options.recipe, options.set)
+    report.check_can_plot()
     folder = options.out or Path("runs") / recipe.name
     results = compare.compare(recipe, folder, data_root=options.data_root, device=options.device)
     print(f"\n{report.table(results)}\n\nwritten: {report.write(recipe, results, folder)}")

@@ -1,11 +1,14 @@
 """The command line: what it prints, and one clear line with exit code 2 for bad input."""
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import deepshare
 from deepshare import cli, models
 from deepshare.checkpoint import save_checkpoint
 from deepshare.plan import Plan, apply_plan
@@ -78,6 +81,7 @@ BAD = {
     "recipe key": (["train", "demo-240", "--set", "model.depth=3"], r"model\.depth"),
     "recipe type": (["train", "demo-240", "--set", "model.width=wide"], r"model\.width.*'wide'"),
     "budget below the floor": (["train", "demo-240", "--set", "plan.budget=10"], r"85.*10|10.*85"),
+    "budget above the ReLUs": (["train", "demo-240", "--set", "plan.budget=7681"], r"at most the 7,680 ReLUs.*7,681"),
     "missing data": (["train", "r18-c100-6k", "--data-root", "nowhere"], r"nowhere.*train"),
     "nothing to measure": (["criticality", "demo-relu"], r"phase: wanted pretrain and a baseline"),
     "no seed": (["criticality", "demo-criticality", "--seeds", "a"], r"--seeds must be ints.*'a'"),
@@ -112,6 +116,17 @@ def test_secure_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_bytes(path.read_bytes()[:2000])
     assert cli.main(["secure", str(path)]) == 2
     assert "net.safetensors" in capsys.readouterr().err
+
+
+def test_every_error_of_the_package_is_bad_input_to_the_command():
+    known = cli._bad_input()
+    names = [module.name for module in pkgutil.walk_packages(deepshare.__path__, "deepshare.")]
+    for name in [name for name in names if name not in ("deepshare.__main__", "deepshare._C")]:
+        if name.startswith(("deepshare.kernels", "deepshare.secure.crypten")):
+            continue  # what needs Triton or CrypTen
+        for value in vars(importlib.import_module(name)).values():
+            if isinstance(value, type) and value.__name__.endswith("Error") and value.__module__ == name:
+                assert issubclass(value, known) or value.__name__.startswith("_"), f"{name}.{value.__name__}"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):

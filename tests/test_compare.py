@@ -1,6 +1,8 @@
 """deepshare compare: cells, their plans, resumption, table and picture, on a network that trains in a second."""
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 
 from deepshare.cli import main
 from deepshare.compare import Cell, CompareError, Result, cells, compare, load_compare_recipe, report
-from deepshare.compare.cells import ALL_RELU
 from deepshare.compare.published import FILE, published_results
+from deepshare.compare.recipe import ALL_RELU
 from deepshare.compare.run import read_results
 from deepshare.plan import Plan
 
@@ -194,6 +196,11 @@ def test_the_published_figures_are_the_transcribed_ones(shared_dir: Path):
         ("pretrain.kind='teacher'", 'pretrain.kind: wanted "pretrain"'),
         ("colour='red'", "colour: unknown key"),
         ("method.snl.phase.0.kind='pretrain'", "wanted no teacher and no pretrain phase"),
+        ("threads=99999999999", "threads: wanted 1 to 1024, got 99999999999"),
+        ("method.deepreduce.name='..'", "method.name: wanted a letter or digit, then 59 printable"),
+        ("method.deepreduce.name='a|b'", "printable characters at most, no |; got 'a|b'"),
+        ("method.deepreduce.name='all-ReLU'", "method.name: wanted none of all-ReLU"),
+        ("method.deepreduce.name='HybReNet - SNL'", "wanted names that differ in letters"),
     ],
 )
 def test_bad_comparisons_name_the_key(recipe_file: Path, change: str, message: str):
@@ -209,6 +216,10 @@ def test_bad_comparisons_name_the_key(recipe_file: Path, change: str, message: s
         ("budgets=[2000]", "960"),  # above the network's ReLUs
         ("budgets=[720]", "HybReNet + SNL: snl: budget must be"),  # above the thinned HybReNet's 704
         ("method.deepreduce.order=['S1', 'S1']", "S1"),
+        ("method.deepreshape.thin=['S9']", "method HybReNet + SNL: thin: stages must be of S1, S2, S3, S4"),
+        ("method.deepshare.phase=[]", "method DeepShare: phase: wanted at least one"),
+        ("method.deepreduce.phase.baseline.distill=none", "method DeepReDuce: phase: wanted one that begins with or"),
+        ("data.augment.crop_padding=1000000", "cannot be applied"),
     ],
 )
 def test_what_cannot_be_met_is_said_before_anything_is_written(
@@ -221,6 +232,49 @@ def test_what_cannot_be_met_is_said_before_anything_is_written(
     assert message in error
     assert error.count("\n") == 1
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("kept", ["deepreduce", "deepshare"])
+def test_a_budget_above_the_relus_is_refused_by_methods_that_would_give_all(
+    recipe_file: Path, tmp_path: Path, kept: str
+):
+    recipe = load_compare_recipe(recipe_file, ["budgets=[961]"])
+    (alone,) = (replace(method, counts=None) for method in recipe.method if method.kind == kept)
+    with pytest.raises(CompareError, match="budgets: wanted at most the 960 ReLUs of the network, got 961"):
+        compare(replace(recipe, method=(alone,)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_written(recipe_file: Path, tmp_path: Path, capsys):
+    assert main(["compare", str(recipe_file), "--out", str(tmp_path / "run"), "--device", "nowhere"]) == 2
+    assert "device 'nowhere' cannot be used here" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_matplotlib_is_said_before_anything_is_trained(
+    recipe_file: Path, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["compare", str(recipe_file), "--out", str(tmp_path / "run")]) == 2
+    assert "the picture needs matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_moved_comparison_goes_on(finished: tuple[Path, list[Result]], recipe_file: Path, tmp_path: Path):
+    folder, results = finished
+    shutil.copytree(folder, tmp_path / "moved")
+    for path in (tmp_path / "moved/DeepReDuce").rglob("result.json"):
+        path.unlink()
+    assert results == compare(
+        load_compare_recipe(recipe_file, ["seeds=[1]"]), tmp_path / "moved", say=lambda line: None
+    )
+
+
+def test_names_are_no_formulas(finished: tuple[Path, list[Result]], recipe_file: Path, tmp_path: Path):
+    _, results = finished
+    named = [replace(result, method=result.method.replace("SNL", r"$\frac$")) for result in results]
+    recipe = replace(load_compare_recipe(recipe_file), name=r"$\frac$")
+    assert report.plot(recipe, named, tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_lists_and_names_what_there_is(capsys: pytest.CaptureFixture[str]):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deepshare import cli
-from deepshare.checkpoint import load_checkpoint
+from deepshare import cli, models
+from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.compare.criticality import Criticality, StageAccuracy, measure
 from deepshare.methods.deepreduce import pipeline, stage_relus
 from deepshare.plan import Plan
@@ -160,3 +160,26 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(RecipeError, match=message):
         measure(recipe(*overrides), tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_device_or_a_teacher_that_cannot_serve_is_said_before_anything_is_written(tmp_path, measured):
+    with pytest.raises(TrainingError, match="device 'nowhere' cannot be used here"):
+        measure(recipe(), tmp_path / "run", device="nowhere")
+    foreign = tmp_path / "foreign.safetensors"
+    spec = {"name": "resnet18", "num_classes": 3, "width": 2, "stem_relu": False, "in_channels": 1}
+    model = models.create(**spec)
+    save_checkpoint(foreign, model, {**spec, "input_size": [1, 8, 8]}, Plan.of(model, (1, 8, 8)))
+    with pytest.raises(CheckpointError, match="needs num_classes 10"):
+        measure(recipe(), tmp_path / "run", teacher=foreign)
+    assert not (tmp_path / "run").exists()
+
+
+def test_plans_of_another_network_stay(tmp_path):
+    plans = tmp_path / "run/plans"
+    plans.mkdir(parents=True)
+    other = Plan.of(models.create("resnet18", num_classes=10, width=3, in_channels=1), (1, 8, 8))
+    other.save(plans / "S2.json")
+    with pytest.raises(TrainingError, match=r"S2\.json: a plan of another network is there"):
+        measure(recipe(), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").rglob("*.json")] == ["S2.json"]
+    assert Plan.load(plans / "S2.json") == other

@@ -8,14 +8,12 @@ from typing import Any
 
 from deepshare import models
 from deepshare.budget import weights_of
-from deepshare.compare.recipe import CompareError, CompareRecipe, MethodRecipe
+from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe, MethodRecipe, folder_name
 from deepshare.methods import deepreduce
 from deepshare.methods.variant import for_budget
 from deepshare.plan import Plan
 from deepshare.train import networks
-from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe
-
-ALL_RELU = "all-ReLU"
+from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """The run's folder within the comparison's: method/budget/seed-N, readable and safe as a path."""
-        safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.method)
-        return f"{safe}/{'all' if self.budget is None else self.budget}/seed-{self.seed}"
+        return f"{folder_name(self.method)}/{'all' if self.budget is None else self.budget}/seed-{self.seed}"
 
 
 def cells(recipe: CompareRecipe) -> list[Cell]:
@@ -77,6 +74,15 @@ def cell_recipe(
     phases = method.phase if pretrained else (recipe.pretrain, *method.phase)
     name = f"{recipe.name} {method.name} {cell.budget}"
     return Recipe(name, recipe.data, model, plan, phases, cell.seed, recipe.distill, method.snl), given
+
+
+def as_begun(recipe: Recipe, run_dir: Path) -> Recipe:
+    """The recipe with the plan's path as the run in `run_dir` began with it: its folder may have moved since, or be
+    named in another way. A run that has begun does not read that file again."""
+    begun = run_dir / "recipe.toml"
+    if not begun.is_file():
+        return recipe
+    return replace(recipe, plan=replace(recipe.plan, file=load_recipe(begun).plan.file))
 
 
 def _method(recipe: CompareRecipe, cell: Cell) -> MethodRecipe:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import torch
 
-from deepshare.checkpoint import load_checkpoint
+from deepshare.compare.cells import as_begun
+from deepshare.data import Dataset
 from deepshare.files import write_whole
 from deepshare.methods.deepreduce import criticality, culling_order, keep_only, stage_relus
 from deepshare.models import STEM, shapes_only
@@ -19,7 +20,8 @@ from deepshare.text_table import aligned
 from deepshare.train import Recipe, RecipeError, TrainingError, TrainResult, load_recipe, train
 from deepshare.train.fields import build, plain
 from deepshare.train.networks import model_spec
-from deepshare.train.recipe import PlanRecipe
+from deepshare.train.recipe import MAX_SEED, PlanRecipe
+from deepshare.train.trainer import check_run, check_teacher
 
 Split = Literal["val", "test"]
 
@@ -119,24 +121,23 @@ def measure(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     seeds = (recipe.seed,) if seeds is None else tuple(seeds)
     _check(recipe, seeds, split)
-    if teacher is not None:
-        load_checkpoint(teacher)  # what cannot be read is known before the first network is trained
-    folder = Path(run_dir)
-    plans = _save_plans(recipe, data_root, folder / "plans")
+    folder, dataset = Path(run_dir), recipe.data.load(data_root)
+    plans = _stage_plans(recipe, dataset)
+    check_run(recipe, dataset, device)
+    if teacher is not None:  # what is wrong with it is known before the first network is trained
+        check_teacher(recipe, dataset, Path(teacher), known=False)
+    files = _save_plans(plans, folder / "plans")
     run = partial(train, data_root=data_root, device=device, resume=resume)
     own = None if teacher is not None else run(_teacher_recipe(recipe), folder / "teacher")
     given = Path(teacher) if own is None else own.phase_checkpoint("pretrain")  # type: ignore[arg-type]
     stages = []
-    for stage, (plan, file) in plans.items():
+    for stage, plan in plans.items():
         found: dict[str, tuple[float, ...]] = {}
         for labels, source in (("plain", None), ("distilled", given)):
+            runs = {seed: folder / f"{stage}-{labels}-{seed}" for seed in seeds}
             results = (
-                run(
-                    _stage_recipe(recipe, stage, file, labels, seed),
-                    folder / f"{stage}-{labels}-{seed}",
-                    teacher=source,
-                )
-                for seed in seeds
+                run(as_begun(_stage_recipe(recipe, stage, files[stage], labels, seed), place), place, teacher=source)
+                for seed, place in runs.items()
             )
             found[labels] = tuple(_accuracy(result, split) for result in results)
         stages.append(StageAccuracy(stage, plan.drelus, **found))
@@ -152,23 +153,32 @@ def _check(recipe: Recipe, seeds: tuple[int, ...], split: str) -> None:
         raise RecipeError(f'{here}: plan.method: wanted "relu", every ReLU to begin with, got "{recipe.plan.method}"')
     if kinds != ("pretrain", "baseline") or recipe.phase[1].distill != "pretrain":
         raise RecipeError(f"{here}: phase: wanted pretrain and a baseline that distils from it, got {', '.join(kinds)}")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"{here}: seeds: wanted different ones, at least one, got {list(seeds)}")
+    whole = all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{here}: seeds: wanted different ones from 0 to 2^63 - 1, at least one, got {list(seeds)}")
     if split not in ("val", "test"):
         raise RecipeError(f'{here}: split: wanted "val" or "test", got {split!r}')
     if split == "val" and not recipe.data.val_fraction:
         raise RecipeError(f'{here}: data.val_fraction: wanted above 0 to measure on "val", got 0')
 
 
-def _save_plans(recipe: Recipe, data_root: str | Path | None, folder: Path) -> dict[str, tuple[Plan, Path]]:
-    """By stage: the plan that keeps its ReLUs alone, and its file."""
-    dataset = recipe.data.load(data_root)
+def _stage_plans(recipe: Recipe, dataset: Dataset) -> dict[str, Plan]:
+    """By stage: the plan that keeps its ReLUs alone."""
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
     full = Plan.of(shapes_only(spec), dataset.input_size)
-    stages = [stage for stage in stage_relus(spec, full) if stage != STEM]
-    plans = {stage: keep_only(spec, full, [stage]) for stage in stages}
+    return {stage: keep_only(spec, full, [stage]) for stage in stage_relus(spec, full) if stage != STEM}
+
+
+def _save_plans(plans: dict[str, Plan], folder: Path) -> dict[str, Path]:
+    """The plans' files by stage. Raises TrainingError: those of another network are there; they stay."""
+    files = {stage: folder / f"{stage}.json" for stage in plans}
+    for stage, file in files.items():
+        if file.exists() and Plan.load(file) != plans[stage]:
+            raise TrainingError(f"{file}: a plan of another network is there; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    return {stage: (plan, plan.save(folder / f"{stage}.json")) for stage, plan in plans.items()}
+    for stage, file in files.items():
+        plans[stage].save(file)
+    return files
 
 
 def _teacher_recipe(recipe: Recipe) -> Recipe:

@@ -18,8 +18,19 @@ COMPARISONS = RECIPES / "compare"
 MethodKind = Literal["snl", "deepreduce", "deepreshape", "deepshare"]
 
 
+ALL_RELU = "all-ReLU"
+OWN = frozenset({ALL_RELU, "plans", "compare.json", "results.json", "report.md", "pareto.png"})  # beside the methods'
+MAX_NAME = 60  # characters: four bytes each still make a file's name
+MAX_THREADS = 1024
+
+
 class CompareError(ValueError):
     """A comparison that cannot be made; the message names the key, what was wanted and what came."""
+
+
+def folder_name(method: str) -> str:
+    """A method's name as a folder's."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in method)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class MethodRecipe:
 
     def __post_init__(self) -> None:
         here = f"method {self.name}"
-        require(bool(self.name.strip()), f"method.name: wanted a name, got {self.name!r}")
+        _check_name(self.name)
         for key, kinds in (
             ("order", ("deepreduce",)),
             ("model", ("deepreshape",)),
@@ -68,6 +79,14 @@ class MethodRecipe:
             not {"teacher", "pretrain"} & set(known),
             f"{here}: wanted no teacher and no pretrain phase, the comparison has one for all; got {', '.join(known)}",
         )
+
+
+def _check_name(name: str) -> None:
+    """Whether it can name a folder within the comparison's, a cell of a Markdown table, and a line in the picture."""
+    fits = name[:1].isalnum() and name.isprintable() and "|" not in name and len(name) <= MAX_NAME
+    wanted = f"a letter or digit, then {MAX_NAME - 1} printable characters at most, no |"
+    require(fits, f"method.name: wanted {wanted}; got {name!r:.60}")
+    require(folder_name(name) not in OWN, f"method.name: wanted none of {', '.join(sorted(OWN))}, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -89,9 +108,12 @@ class CompareRecipe:
         for key, values in (("budgets", self.budgets), ("seeds", self.seeds), ("method", names)):
             require(bool(values), f"{key}: wanted at least one")
             require(len(set(values)) == len(values), f"{key}: wanted each once, got {', '.join(map(str, values))}")
+        folders = {folder_name(name): name for name in names}
+        require(len(folders) == len(names), f"method.name: wanted names that differ in letters, got {', '.join(names)}")
         require(min(self.budgets) > 0, f"budgets: wanted at least 1, got {min(self.budgets)}")
         require(all(0 <= seed <= MAX_SEED for seed in self.seeds), f"seeds: wanted 0 to 2^63 - 1, got {self.seeds}")
-        require(self.threads is None or self.threads > 0, f"threads: wanted at least 1, got {self.threads}")
+        fits = self.threads is None or 0 < self.threads <= MAX_THREADS
+        require(fits, f"threads: wanted 1 to {MAX_THREADS}, got {self.threads}")
         require(self.pretrain.kind == "pretrain", f'pretrain.kind: wanted "pretrain", got {self.pretrain.kind!r}')
         for position, method in enumerate(self.method):
             require(

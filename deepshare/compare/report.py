@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from deepshare.compare.cells import ALL_RELU
 from deepshare.compare.published import Published, published_results
-from deepshare.compare.recipe import CompareRecipe
+from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.compare.run import Result
 from deepshare.files import write_whole
 
@@ -80,6 +80,12 @@ def _published(recipe: CompareRecipe) -> list[Published]:
     return published_results(recipe.model.name, recipe.model.width, recipe.data.name)
 
 
+def check_can_plot() -> None:
+    """Raises CompareError: matplotlib is missing. Asked before hours of training."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CompareError("the picture needs matplotlib, which is missing: pip install 'deepshare[demo]'")
+
+
 def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Path:
     """folder/report.md and folder/pareto.png. Raises ImportError: matplotlib is missing (`deepshare[demo]`)."""
     plot(recipe, results, folder / "pareto.png")
@@ -107,7 +113,7 @@ def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
     _draw_level(axes, [result for result in results if result.method == ALL_RELU])
     if known:
         axes.plot([], [], ".", color="0.75", label="published")
-    axes.set(xscale="log", xlabel="DReLUs", ylabel="test accuracy [%]", title=recipe.name)
+    axes.set(xscale="log", xlabel="DReLUs", ylabel="test accuracy [%]", title=_literal(recipe.name))
     axes.set_xticks([], minor=True)
     axes.set_xticks(recipe.budgets, [f"{budget:,}" for budget in recipe.budgets])
     axes.grid(alpha=0.3)
@@ -118,6 +124,11 @@ def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
     return write_whole(path, picture.getvalue())
 
 
+def _literal(text: str) -> str:
+    """matplotlib sets what stands between two $ as a formula."""
+    return text.replace("$", r"\$")
+
+
 def _draw(axes: Any, method: str, found: list[list[Result]], colour: str, shift: float) -> None:
     found = sorted(found, key=lambda group: fmean(result.drelus for result in group))
     x = [shift * fmean(result.drelus for result in group) for group in found]
@@ -125,7 +136,7 @@ def _draw(axes: Any, method: str, found: list[list[Result]], colour: str, shift:
     means = [fmean(values) for values in percent]
     below = [mean - min(values) for mean, values in zip(means, percent, strict=True)]
     above = [max(values) - mean for mean, values in zip(means, percent, strict=True)]
-    axes.errorbar(x, means, yerr=[below, above], fmt="o-", color=colour, capsize=3, label=method, zorder=2)
+    axes.errorbar(x, means, yerr=[below, above], fmt="o-", color=colour, capsize=3, label=_literal(method), zorder=2)
 
 
 def _draw_level(axes: Any, results: list[Result]) -> None:

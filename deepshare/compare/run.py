@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from deepshare.compare.cells import ALL_RELU, Cell, all_relu_recipe, cell_recipe, cells
-from deepshare.compare.recipe import CompareError, CompareRecipe
+from deepshare.compare.cells import Cell, all_relu_recipe, as_begun, cell_recipe, cells
+from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.files import write_whole
 from deepshare.methods import snl
-from deepshare.train import TrainResult, networks, train
+from deepshare.plan import PlanError
+from deepshare.train import RecipeError, TrainResult, networks, train
+from deepshare.train.trainer import check_run
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ def compare(
     """
     settings = folder / "compare.json"
     claim = json.dumps(asdict(recipe), indent=1) + "\n"
-    if settings.is_file() and settings.read_text(encoding="utf-8") != claim:
+    if settings.is_file() and settings.read_bytes() != claim.encode():
         raise CompareError(f"{folder}: holds another comparison (its {settings.name} differs); choose another folder")
     dataset = recipe.data.load(data_root)
     spec = networks.model_spec(recipe.model, dataset.num_classes, dataset.input_size)
-    _check_plans(recipe, spec, folder)
+    check_run(all_relu_recipe(recipe, recipe.seeds[0]), dataset, device)
+    _check_budgets(recipe, spec)
+    _check_cells(recipe, spec, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(settings, claim)
     results: list[Result] = []
@@ -71,19 +75,35 @@ def compare(
     return results
 
 
-def _check_plans(recipe: CompareRecipe, spec: dict[str, Any], folder: Path) -> None:
-    """Make every plan, so that what cannot be met is said before hours of training; weights do not matter for that."""
+def _check_budgets(recipe: CompareRecipe, spec: dict[str, Any]) -> None:
+    """Whether the all-ReLU network has the DReLUs that are asked for: some methods would give all they have."""
+    most = networks.make_plan(all_relu_recipe(recipe, recipe.seeds[0]), spec).drelus
+    if max(recipe.budgets) > most:
+        raise CompareError(
+            f"budgets: wanted at most the {most:,} ReLUs of the network, got {', '.join(map(str, recipe.budgets))}"
+        )
+
+
+def _check_cells(recipe: CompareRecipe, spec: dict[str, Any], folder: Path) -> None:
+    """Make every recipe and plan, so that what cannot be met is said before hours of training."""
     for cell in cells(recipe):
         if cell.budget is None or cell.seed != recipe.seeds[0]:
             continue
-        made, given = cell_recipe(recipe, cell, spec, folder, pretrained=False, counted=False)
-        made_spec = networks.model_spec(made.model, spec["num_classes"], spec["input_size"])
-        plan = networks.make_plan(made, made_spec, given)
         try:
-            if made.snl is not None:
-                snl.check_budget(plan, cell.budget, made.snl.granularity)
-        except snl.SNLError as error:
+            _check_cell(recipe, cell, spec, folder)
+        except (PlanError, RecipeError, snl.SNLError) as error:
             raise CompareError(f"method {cell.method}: {error}") from error
+
+
+def _check_cell(recipe: CompareRecipe, cell: Cell, spec: dict[str, Any], folder: Path) -> None:
+    pretrained = _teacher(recipe, cell, folder) is not None
+    made, given = cell_recipe(recipe, cell, spec, folder, pretrained=pretrained, counted=False)
+    if made.needs != "pretrain":
+        raise CompareError(f'method {cell.method}: phase: wanted one that begins with or distils from "pretrain"')
+    made_spec = networks.model_spec(made.model, spec["num_classes"], spec["input_size"])
+    plan = networks.make_plan(made, made_spec, given)
+    if made.snl is not None and cell.budget is not None:
+        snl.check_budget(plan, cell.budget, made.snl.granularity)
 
 
 @contextmanager
@@ -112,6 +132,7 @@ def _train(
     if plan is not None and made.plan.file is not None:
         Path(made.plan.file).parent.mkdir(exist_ok=True)
         plan.save(made.plan.file)
+    made = as_begun(made, run_dir)
     return train(made, run_dir, data_root=data_root, device=device, resume=True, teacher=teacher)
 
 

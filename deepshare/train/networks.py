@@ -45,8 +45,8 @@ def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -
 
     known: the plan that a run to be resumed began with; the file it came from is not read again.
 
-    Raises RecipeError: no such model, a budget below the floor or above the ReLUs (of SNL: not below them), weights that do
-    not fit the number of sites, a plan's file that cannot be read or is for another model.
+    Raises RecipeError: no such model, a budget below the floor or above the ReLUs (of SNL: not below them), weights
+    that do not fit the number of sites, a plan's file that cannot be read or is for another model.
     """
     wanted = recipe.plan
     try:

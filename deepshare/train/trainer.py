@@ -65,14 +65,12 @@ def train(
     folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
     folder.check(recipe, teacher_path, resume=resume)
     dataset = recipe.data.load(data_root)
-    _check_splits(recipe, dataset)
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
     plan = make_plan(recipe, spec, Plan.load(folder.plan) if folder.begun else None)
-    _check_teacher(recipe, dataset, teacher_path, known=folder.phase_end(recipe.needs or "teacher").is_file())
+    check_teacher(recipe, dataset, teacher_path, known=folder.phase_end(recipe.needs or "teacher").is_file())
     if teacher_path is not None and not folder.begun:
         _check_start(recipe, spec, plan, teacher_path)
-    place = _usable_device(device)
-    _check_first_batch(recipe, dataset)
+    place = check_run(recipe, dataset, device)
     with folder.locked():
         folder.check(recipe, teacher_path, resume=resume)  # again: another process may have been here since
         folder.begin(recipe, plan.to_json(), teacher_path)
@@ -81,6 +79,17 @@ def train(
             _announce(run)
             _finish(run, _run_phases(run))
         return _result(run)
+
+
+def check_run(recipe: Recipe, dataset: Dataset, device: str | torch.device | None) -> torch.device:
+    """The device to train on. Raises what `train` says of a recipe with this data and device, whatever the folder.
+
+    Raises RecipeError: too few images, or augmentation that cannot be done. TrainingError: no such device.
+    """
+    _check_splits(recipe, dataset)
+    place = _usable_device(device)
+    _check_first_batch(recipe, dataset)
+    return place
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:
@@ -117,7 +126,12 @@ def _check_first_batch(recipe: Recipe, dataset: Dataset) -> None:
         raise RecipeError(f"recipe {recipe.name}: {recipe.data.augment} cannot be applied: {error}") from error
 
 
-def _check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, known: bool) -> None:
+def check_teacher(recipe: Recipe, dataset: Dataset, teacher: Path | None, *, known: bool) -> None:
+    """Whether `teacher` can teach in this run; known: whether the run has one already.
+
+    Raises TrainingError: none where one is needed, or one where none is. CheckpointError: it cannot be read, or is for
+    other images or classes.
+    """
     if teacher is None:
         if recipe.needs is not None and not known and recipe.phase[0].kind != recipe.needs:
             what = "distils from a teacher" if recipe.needs == "teacher" else "needs a pretrained network"
