@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepshare import models
 from deepshare.methods.conv_algebra import BiasMapConv2d
-from deepshare.methods.deepreduce import stage_relus, thin
+from deepshare.methods.deepreduce import thin
 from deepshare.methods.merge import merge_linear
 from deepshare.plan import Plan, PlanError, apply_plan
 from deepshare.secure.lower import lower
@@ -176,8 +176,7 @@ def test_thinned_networks_of_the_papers_merge_exactly(name, width, merges, layer
     spec = {"name": name, "num_classes": 5, "width": width}
     model = with_statistics(models.create(**spec))
     full = Plan.of(model, (3, 32, 32))
-    stages = [stage for stage in stage_relus(spec, full) if stage.startswith("S")]
-    thinned = apply_plan(model, thin(spec, full, stages))
+    thinned = apply_plan(model, thin(spec, full, models.stage_names(spec)))
     merged, report = merge_linear(thinned, (3, 32, 32), max_cost=math.inf)
     assert (len(report.merges), (report.before.layers, report.after.layers)) == (merges, layers)
     assert report.exact
