@@ -10,10 +10,12 @@ import pytest
 
 from deepshare.cli import main
 from deepshare.compare import Cell, CompareError, Result, cells, compare, load_compare_recipe, report
+from deepshare.compare.cells import cell_recipe
 from deepshare.compare.published import FILE, published_results
 from deepshare.compare.recipe import ALL_RELU
 from deepshare.compare.run import read_results
 from deepshare.plan import Plan
+from deepshare.train import networks
 
 PHASE = 'epochs = 1\nbatch_size = 16\nlr = 0.01\ndistill = "pretrain"\n'
 TINY = f"""
@@ -102,6 +104,16 @@ def test_cells_train_a_teacher_of_each_seed_first(recipe_file: Path):
     assert found[0] == Cell(ALL_RELU, None, 0)
     assert [cell.seed for cell in found] == [0] * 9 + [1] * 9
     assert len({cell.folder for cell in found}) == len(found)
+
+
+def test_thinning_before_snl_takes_the_stems_relu_too(recipe_file: Path, tmp_path: Path):
+    recipe = load_compare_recipe(recipe_file, ["method.2.model.stem_relu=true"])
+    spec = networks.model_spec(recipe.model, 10, (1, 8, 8))
+    cell = Cell("HybReNet + SNL", 96, 0)
+    _, plan = cell_recipe(recipe, cell, spec, tmp_path, pretrained=True)
+    assert plan is not None
+    linear = [site.name for site in plan if site.kind == "linear"]
+    assert linear == ["stem_relu", "layer1.0.relu1", "layer1.1.relu1"]
 
 
 def test_every_network_is_within_its_budget_and_masks_are_exactly_at_it(finished: tuple[Path, list[Result]]):

@@ -10,6 +10,7 @@ from deepshare import models
 from deepshare.budget import weights_of
 from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe, MethodRecipe, folder_name
 from deepshare.methods import deepreduce
+from deepshare.methods.deepreshape_pipeline import thinned_plan
 from deepshare.methods.variant import for_budget
 from deepshare.plan import Plan
 from deepshare.train import networks
@@ -113,8 +114,8 @@ def _reduced(recipe: CompareRecipe, method: MethodRecipe, cell: Cell, spec: dict
 
 
 def _thinned(method: MethodRecipe, spec: dict[str, Any]) -> Plan:
-    """What SNL starts from on a HybReNet: its ReLUs, those of alternate layers gone in the stages to thin."""
+    """What SNL starts from on a HybReNet: its ReLUs, those of alternate layers (and the stem) gone where it thins."""
     assert method.model is not None
     hybrid = networks.model_spec(method.model, spec["num_classes"], spec["input_size"])
     plan = Plan.of(models.shapes_only(hybrid), tuple(spec["input_size"]))
-    return plan if method.thin is None else deepreduce.thin(hybrid, plan, method.thin)
+    return plan if method.thin is None else thinned_plan(hybrid, plan, method.thin)

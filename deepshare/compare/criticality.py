@@ -118,30 +118,33 @@ def measure(
     Raises:
         RecipeError: another kind of recipe, or no seeds. And what `train` raises.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    seeds = (recipe.seed,) if seeds is None else tuple(seeds)
-    _check(recipe, seeds, split)
-    folder, dataset = Path(run_dir), recipe.data.load(data_root)
-    plans = _stage_plans(recipe, dataset)
-    check_run(recipe, dataset, device)
+    full = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    each = (full.seed,) if seeds is None else tuple(seeds)
+    _check(full, each, split)
+    folder, dataset = Path(run_dir), full.data.load(data_root)
+    plans = _stage_plans(full, dataset)
+    check_run(full, dataset, device)
     if teacher is not None:  # what is wrong with it is known before the first network is trained
-        check_teacher(recipe, dataset, Path(teacher), known=False)
+        check_teacher(full, dataset, Path(teacher), known=False)
     files = _save_plans(plans, folder / "plans")
     run = partial(train, data_root=data_root, device=device, resume=resume)
-    own = None if teacher is not None else run(_teacher_recipe(recipe), folder / "teacher")
+    own = None if teacher is not None else run(_teacher_recipe(full), folder / "teacher")
     given = Path(teacher) if own is None else own.phase_checkpoint("pretrain")  # type: ignore[arg-type]
-    stages = []
-    for stage, plan in plans.items():
-        found: dict[str, tuple[float, ...]] = {}
-        for labels, source in (("plain", None), ("distilled", given)):
-            runs = {seed: folder / f"{stage}-{labels}-{seed}" for seed in seeds}
-            results = (
-                run(as_begun(_stage_recipe(recipe, stage, files[stage], labels, seed), place), place, teacher=source)
-                for seed, place in runs.items()
-            )
-            found[labels] = tuple(_accuracy(result, split) for result in results)
-        stages.append(StageAccuracy(stage, plan.drelus, **found))
-    measured = Criticality(recipe.name, split, w, tuple(stages), None if own is None else _accuracy(own, split))
+
+    def alone(stage: str, labels: str, source: Path | None) -> tuple[float, ...]:
+        """The accuracy of each seed's network with this stage's ReLUs alone."""
+        found = []
+        for seed in each:
+            place = folder / f"{stage}-{labels}-{seed}"
+            made = as_begun(_stage_recipe(full, stage, files[stage], labels, seed), place)
+            found.append(_accuracy(run(made, place, teacher=source), split))
+        return tuple(found)
+
+    stages = tuple(
+        StageAccuracy(stage, plan.drelus, alone(stage, "plain", None), alone(stage, "distilled", given))
+        for stage, plan in plans.items()
+    )
+    measured = Criticality(full.name, split, w, stages, None if own is None else _accuracy(own, split))
     measured.save(folder / "criticality.json")
     return measured
 

@@ -43,7 +43,7 @@ class MethodRecipe:
     phase: how its networks are trained, as in a training recipe; the all-ReLU network is trained before them
     order: of "deepreduce", stages from least to most critical
     model: of "deepreshape", the HybReNet, trained all-ReLU first as the others' network is
-    thin: of "deepreshape", stages to thin before SNL
+    thin: of "deepreshape", stages to thin before SNL; then the stem has no ReLU either
     counts: of "deepshare", the name of the method whose DReLUs per site weigh its sites (the paper: SNL); by default
         uniform
     group: of "deepshare", sites per leader
