@@ -61,7 +61,7 @@ class Criticality:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """Stages from least to most critical: what `methods.deepreduce.pipeline` takes."""
+        """Stages from least to most critical: what DeepReDuce's and DeepReShape's methods take."""
         return culling_order(self.values)
 
     def table(self) -> str:

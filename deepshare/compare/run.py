@@ -1,4 +1,4 @@
-"""Run every cell of a comparison that has not ended yet; write the table and the picture of all that have."""
+"""Run every cell of a comparison that has not ended yet, and keep what each ended with."""
 
 from __future__ import annotations
 

@@ -75,6 +75,9 @@ def pipeline(
     m the first is thinned and the second culled in stage 1 and thinned; at m = 16 the second also has ReLU-reuse. These
     are the rows of Tables 6, 13 and, for ResNet34, 14.
 
+    Args:
+        order: the network's stages from least to most critical; the networks made of it are taken to have the same.
+
     Returns:
         Most DReLUs first; no training decides anything.
 
