@@ -1,6 +1,6 @@
-"""Tables as text: what every `table()` prints."""
+"""Tables as text, for terminals and as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
@@ -15,6 +15,12 @@ def aligned(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
     widths = [max(map(len, column)) for column in zip(*filled, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join(_line(row, widths, left) if row else rule for row in rows)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "| --- " + "| ---: " * (len(header) - 1) + "|", *lines[1:]])
 
 
 def _line(row: Sequence[str], widths: Sequence[int], left: int) -> str:

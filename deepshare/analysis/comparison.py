@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepshare.files import write_whole
+from deepshare.text_table import markdown
 
 if TYPE_CHECKING:
     from deepshare.secure import SecureReport
@@ -36,7 +37,7 @@ _HEADER = (
 
 def comparison_table(results: Sequence[NetworkResult]) -> str:
     """Markdown table; a speedup is over the first result with the same weights setting (the all-ReLU network)."""
-    lines = ["| " + " | ".join(_HEADER) + " |", "| --- " + "| ---: " * (len(_HEADER) - 1) + "|"]
+    rows = []
     for result in results:
         secure = result.secure
         baseline = next(other.secure for other in results if other.secure.weights == secure.weights)
@@ -51,8 +52,8 @@ def comparison_table(results: Sequence[NetworkResult]) -> str:
             f"{baseline.seconds_online / secure.seconds_online:.2f}",
             f"{round(secure.agreement * secure.images)} of {secure.images}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(_HEADER, rows)
 
 
 _COLOURS = ("#c0562f", "#5b4a8a")

@@ -13,6 +13,7 @@ from deepshare.compare.published import Published, published_results
 from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.compare.run import Result
 from deepshare.files import write_whole
+from deepshare.text_table import markdown
 
 _HEADER = ("method", "budget", "DReLUs", "test accuracy, mean (sd)", "lowest - highest", "seeds", "epochs", "minutes")
 SHIFT = 0.02  # of one method's points against the next one's: where counts are equal, bars would cover one another
@@ -21,9 +22,7 @@ _COLOURS = ("#1f6f8b", "#c0562f", "#5b4a8a", "#3f7d3a", "#8a6d1f", "#7a2f57")
 
 def table(results: Sequence[Result]) -> str:
     """Markdown: a row per method and budget. sd over seeds (n - 1); epochs and minutes a run, beyond the teacher's."""
-    lines = ["| " + " | ".join(_HEADER) + " |", "| --- " + "| ---: " * (len(_HEADER) - 1) + "|"]
-    lines += ["| " + " | ".join(_row(group)) + " |" for group in groups(results)]
-    return "\n".join(lines)
+    return markdown(_HEADER, (_row(group) for group in groups(results)))
 
 
 def groups(results: Sequence[Result]) -> list[list[Result]]:
