@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from deepshare.cli import main
-from deepshare.compare import Cell, CompareError, Result, cells, compare, load_compare_recipe, report
+from deepshare.compare import (
+    Cell,
+    CompareError,
+    Result,
+    cells,
+    compare,
+    compare_recipe_names,
+    load_compare_recipe,
+    report,
+)
 from deepshare.compare.cells import cell_recipe
 from deepshare.compare.published import FILE, published_results
 from deepshare.compare.recipe import ALL_RELU
@@ -181,6 +190,16 @@ def test_report_and_picture_come_whole(finished: tuple[Path, list[Result]], reci
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_published_figures_stand_behind_the_same_network(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    recipe = load_compare_recipe("compare-r18-c100")
+    results = [Result("SNL", 12288, seed, 12288, 0.6 + seed / 100, None, 3, 60.0) for seed in (0, 1)]
+    page = report.write(recipe, results, tmp_path).read_text()
+    assert "Faint points: published" in page
+    plain = report.plot(replace(recipe, model=replace(recipe.model, width=16)), results, tmp_path / "plain.png")
+    assert plain.read_bytes() != (tmp_path / "pareto.png").read_bytes()
+
+
 def test_published_points_are_of_the_same_network_and_data_set_only():
     points = published_results("resnet18", None, "cifar100")
     assert any(point.method == "DeepShare" and point.relus_k == 12.9 and point.accuracy == 77.29 for point in points)
@@ -287,6 +306,13 @@ def test_names_are_no_formulas(finished: tuple[Path, list[Result]], recipe_file:
     named = [replace(result, method=result.method.replace("SNL", r"$\frac$")) for result in results]
     recipe = replace(load_compare_recipe(recipe_file), name=r"$\frac$")
     assert report.plot(recipe, named, tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", compare_recipe_names())
+def test_the_comparisons_of_the_package_load(name: str):
+    recipe = load_compare_recipe(name)
+    assert recipe.name == name
+    assert {method.kind for method in recipe.method} == {"snl", "deepreduce", "deepreshape", "deepshare"}
 
 
 def test_the_command_lists_and_names_what_there_is(capsys: pytest.CaptureFixture[str]):
