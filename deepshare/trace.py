@@ -1,6 +1,7 @@
 """One torch.fx graph of a model that is right in train() and in eval()."""
 
 import inspect
+import keyword
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -58,6 +59,7 @@ def trace(model: nn.Module, here: str) -> tuple[nn.Module, fx.Graph]:
         graph, other = Tracer().trace(training), Tracer().trace(evaluation)
     except Exception as error:
         raise PlanError(f"{here} {type(error).__name__}: {error}") from error
+    _check_names(graph, here)
     twins: dict[fx.Node, fx.Node] = {}
     for node, twin in list(zip_longest(graph.nodes, other.nodes)):
         if node is None or twin is None or not _unite(graph, node, twin, twins):
@@ -65,6 +67,14 @@ def trace(model: nn.Module, here: str) -> tuple[nn.Module, fx.Graph]:
             raise PlanError(f"{here} forward does other things in train() than in eval(): {lines}")
     _add_modes(graph, training)
     return training, graph
+
+
+def _check_names(graph: fx.Graph, here: str) -> None:
+    """fx writes forward as Python, `self.block.class(x)`, where no attribute can be named as a keyword."""
+    for node in graph.nodes:
+        parts = str(node.target).split(".") if node.op in ("call_module", "get_attr") else ()
+        for part in filter(keyword.iskeyword, parts):
+            raise PlanError(f"{here} {part!r} in the path {node.target!r} is a Python keyword, which fx cannot write")
 
 
 class _DifferentError(Exception):
