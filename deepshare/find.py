@@ -100,6 +100,12 @@ class Call:
     features_last: bool = False
 
 
+def check_is_model(here: str, model: object) -> None:
+    """Raises PlanError unless `model` is an nn.Module: a name and a class are none."""
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"{here}: model must be an nn.Module (got {model!r:.80})")
+
+
 def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
     """The activation calls of one forward pass in eval mode on a zero batch [1, *input_size], in call order.
 
@@ -109,10 +115,12 @@ def find_calls(model: nn.Module, input_size: Iterable[int]) -> list[Call]:
     The model is not changed: a copy runs, with copied buffers and the model's own parameters.
 
     Raises:
-        PlanError: input_size is no image size; the model does not run on such a batch; a site's first dimension is not
-            the batch, so that per image cannot be told; or a ScriptModule is there, whose inside cannot be seen.
+        PlanError: input_size is no image size; model is no nn.Module, or does not run on such a batch; a site's first
+            dimension is not the batch, so that per image cannot be told; or a ScriptModule is there, whose inside
+            cannot be seen.
     """
     size = checked_image_size("find_calls", input_size)
+    check_is_model("find_calls", model)
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise PlanError(f"find_calls: module {path!r} is a ScriptModule: its activations cannot be seen")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx, nn
 
-from deepshare.find import without_weights
+from deepshare.find import check_is_model, without_weights
 from deepshare.graph import graph_module, is_addition, preactivation
 from deepshare.nn import SharedReLU2d
 from deepshare.trace import keep_constants, trace
@@ -32,6 +32,7 @@ def fuse(model: nn.Module, input_size: Sequence[int]) -> nn.Module:
     Raises:
         PlanError: the model cannot be traced by torch.fx.
     """
+    check_is_model("fuse", model)
     if not any(isinstance(module, SharedReLU2d) for module in model.modules()):
         return model
     probe, graph = trace(model, f"fuse: {type(model).__name__} cannot be traced by torch.fx:")

@@ -177,6 +177,12 @@ def _gates(site: Site) -> str:
     return {"relu": "all", "relu6": "all, clipped", "gelu": "all, soft", "linear": "none"}[site.kind]
 
 
+def check_is_plan(here: str, plan: object) -> None:
+    """Raises PlanError unless `plan` is a Plan: its path and its text are none (`Plan.load`, `Plan.from_json`)."""
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{here}: plan must be a Plan (got {plan!r:.80})")
+
+
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """A new model with the plan's activations at its sites; weights are copied, nothing is shared with `model`.
 
@@ -188,6 +194,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         PlanError: the plan does not fit the model (the message names the first difference), or needs a traceable model.
     """
+    check_is_plan("apply_plan", plan)
     calls: list[Call] = find_calls(model, plan.input_size)
     plan.check_fits(Plan(tuple(call.site for call in calls), plan.input_size))
     result = rewrite(model, calls, plan.sites, plan.input_size)

@@ -9,7 +9,7 @@ from typing import Literal
 from deepshare.budget.apportion import Group, apportion
 from deepshare.budget.errors import BudgetError
 from deepshare.budget.published import published, published_labels
-from deepshare.plan import Plan, Site
+from deepshare.plan import Plan, Site, check_is_plan
 
 Weights = Mapping[str, float | Fraction] | Sequence[float | Fraction] | str
 
@@ -64,6 +64,7 @@ def allocate(
         BudgetError: the budget is below the floor, one prototype per leader (the message names floor and group); or
             budget, group or weights are not what is stated here.
     """
+    check_is_plan("allocate", plan)
     sites = [site for site in plan.sites if site.kind != "linear"]
     if not sites:
         raise BudgetError("allocate: the plan has no site that could have gates")

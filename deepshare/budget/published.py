@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 from deepshare.budget.errors import BudgetError
-from deepshare.plan import Plan, Site
+from deepshare.plan import Plan, Site, check_is_plan
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def weights_of(plan: Plan) -> dict[str, int]:
     The plan is of the same network, with masks (or anything else) at its sites. A mapping of site names to counts is
     weights as it is.
     """
+    check_is_plan("weights_of", plan)
     return {site.name: site.drelus for site in plan.sites}
 
 

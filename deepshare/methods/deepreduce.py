@@ -12,7 +12,7 @@ from torch import nn
 
 from deepshare.methods.variant import Variant
 from deepshare.models import STEM, shape_of, shapes_only, stage_names, stage_of, width_of
-from deepshare.plan import Plan
+from deepshare.plan import Plan, check_is_plan
 from deepshare.site import PlanError
 
 Network = nn.Module | Mapping[str, Any]  # a model of models.create, or its spec
@@ -120,6 +120,9 @@ def reshape(spec: Mapping[str, Any], *, alpha: float = 1.0, rho: float = 1.0) ->
         ValueError: alpha leaves no whole number of channels; what models.create refuses (rho other than 1 and 0.5).
     """
     width = width_of(spec)
+    for name, value in (("alpha", alpha), ("rho", rho)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"reshape: {name} must be a number (got {value!r:.80})")
     scaled = width * alpha
     if not scaled >= 1 or scaled != int(scaled):
         raise ValueError(f"reshape: alpha must leave a whole number of the {width} channels (got {alpha!r})")
@@ -135,7 +138,7 @@ def one_block(spec: Mapping[str, Any], stages: Iterable[str]) -> dict[str, Any]:
         ValueError: a network whose number of blocks is fixed, or a stage it does not have.
     """
     blocks, _ = shape_of(spec)
-    wanted, known = set(stages), stage_names(spec)
+    wanted, known = set(_stage_list("one_block: stages", stages)), stage_names(spec)
     if not wanted <= set(known):
         raise ValueError(f"one_block: stages must be of {_listed(known)} (got {_listed(sorted(wanted))})")
     return {
@@ -172,6 +175,7 @@ def pipeline(
     base = {key: value for key, value in spec.items() if key != "input_size"}
     full = Plan.of(shapes_only(base), tuple(size))
     stages = stage_names(base)
+    order = _stage_list("pipeline: order", order)
     if sorted(order) != sorted(stages) or len(stages) < 2:
         raise PlanError(f"pipeline: order must be a permutation of {_listed(stages)} (got {_listed(order)})")
     found: list[Variant] = []
@@ -187,6 +191,7 @@ def on(spec: Mapping[str, Any], plan: Plan) -> Plan:
     Raises:
         PlanError: the network has a site the plan does not name, or the plan holds more than ReLUs and linear sites.
     """
+    check_is_plan("on", plan)
     known = {site.name: site.kind for site in plan}
     new = Plan.of(shapes_only(spec), plan.input_size)
     for site in new:
@@ -214,14 +219,26 @@ def _head(network: Network, plan: Plan) -> list[str]:
 
 def _chosen(here: str, network: Network, plan: Plan, stages: Iterable[str]) -> dict[str, list[str]]:
     """Names of the sites of each of `stages`, in call order."""
+    check_is_plan(here, plan)
     found: dict[str, list[str]] = {}
     for site in plan:
         found.setdefault(stage_of(network, site.name), []).append(site.name)
-    wanted = [stages] if isinstance(stages, str) else list(stages)
+    wanted = _stage_list(f"{here}: stages", stages)
     for stage in wanted:
         if stage not in found:
             raise PlanError(f"{here}: stages must be of {_listed(found)} (got {stage!r})")
     return {stage: found[stage] for stage in wanted}
+
+
+def _stage_list(here: str, stages: Any) -> list[str]:
+    """Names of stages, one alone too. Raises PlanError: something else."""
+    found: list[Any] = (
+        [stages] if isinstance(stages, str) else list(stages) if isinstance(stages, Iterable) else [stages]
+    )
+    for stage in found:
+        if not isinstance(stage, str):
+            raise PlanError(f"{here} must be names such as 'S1' (got {stages!r:.80})")
+    return found
 
 
 def _without(plan: Plan, names: Iterable[str]) -> Plan:

@@ -293,6 +293,8 @@ def _share(blocks: Sequence[int], stage: int) -> str:
 
 def checked_order(here: str, order: Sequence[int | str], stages: int) -> tuple[int, ...]:
     """Stage numbers of an order of numbers or names ("S3"). Raises EqualizationError if it is no permutation."""
+    if not isinstance(order, Sequence):
+        raise EqualizationError(f"{here}: order must be a permutation of S1..S{stages} (got {order!r:.80})")
     numbers = [one.removeprefix("S") if isinstance(one, str) else one for one in order]
     found = [int(one) if isinstance(one, str) and one.isascii() and one.isdigit() else one for one in numbers]
     if sorted(map(repr, found)) != sorted(map(repr, range(1, stages + 1))):
@@ -301,6 +303,8 @@ def checked_order(here: str, order: Sequence[int | str], stages: int) -> tuple[i
 
 
 def _checked_sizes(here: str, argument: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(sizes, Sequence):
+        raise EqualizationError(f"{here}: {argument} must be ints of at least 1 (got {sizes!r:.80})")
     if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
         raise EqualizationError(f"{here}: {argument} must be ints of at least 1 (got {tuple(sizes)!r:.80})")
     return tuple(sizes)

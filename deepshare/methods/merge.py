@@ -110,7 +110,7 @@ def merge_linear(
         PlanError: input_size is no image size, the model does not run on such images, or cannot be traced by torch.fx.
         ValueError: max_cost is no number above 0.
     """
-    if not max_cost > 0:
+    if not isinstance(max_cost, int | float) or not max_cost > 0:
         raise ValueError(f"merge_linear: max_cost must be above 0 (got {max_cost!r})")
     size = checked_image_size("merge_linear", input_size)
     merger = _Merger(_in_eval(model, size), inexact, max_cost, bias_maps)

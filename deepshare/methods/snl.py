@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deepshare.plan import Mask, Plan, Site
+from deepshare.plan import Mask, Plan, Site, check_is_plan
 
 
 class SNLError(ValueError):
@@ -39,8 +39,9 @@ class SNLSettings:
             raise SNLError(f'snl: granularity must be "pixel" or "channel" (got {self.granularity!r})')
         for name, least in (("lasso", 0.0), ("kappa", 1.0), ("epsilon", 0.0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
-                raise SNLError(f"snl: {name} must be finite and at least {least:g} (got {value})")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value >= least):
+                raise SNLError(f"snl: {name} must be finite and at least {least:g} (got {value!r:.80})")
         if self.epsilon >= 1:
             raise SNLError(f"snl: epsilon must be below 1, where masks start (got {self.epsilon})")
 
@@ -54,6 +55,7 @@ def mask_sites(plan: Plan) -> list[Site]:
 
     Raises SNLError: something else stands in the plan, or no ReLU.
     """
+    check_is_plan("snl", plan)
     for site in plan:
         if site.kind not in ("relu", "linear"):
             raise SNLError(
@@ -151,11 +153,15 @@ def plan_of(plan: Plan, masks: Mapping[str, Tensor | Mask], *, zero_out: bool = 
 
 def _check_masks(plan: Plan, masks: Mapping[str, Tensor | Mask]) -> None:
     sites = {site.name: site for site in mask_sites(plan)}
+    if not isinstance(masks, Mapping):
+        raise SNLError(f"snl: masks must be a mapping of sites to tensors (got {masks!r:.80})")
     unlike = [name for name in sites if name not in masks] + [name for name in masks if name not in sites]
     if unlike:
         where = "the plan's ReLUs" if unlike[0] in sites else "the masks"
         raise SNLError(f"snl: masks must be for the plan's ReLUs; {unlike[0]!r} stands only among {where}")
     for name, site in sites.items():
+        if not isinstance(masks[name], Tensor | Mask):
+            raise SNLError(f"snl: the mask of site {name!r} must be a tensor (got {masks[name]!r:.80})")
         shape = tuple(masks[name].shape)
         if shape not in (site.shape, site.shape[:1]):
             raise SNLError(f"snl: the mask of site {name!r} must be {site.shape} or {site.shape[:1]} (got {shape})")

@@ -22,8 +22,10 @@ def for_budget(variants: Sequence[Variant], budget: int) -> Variant:
     `methods.snl` and `thin_then_snl` end exactly at a budget.
 
     Raises:
-        BudgetError: every variant is above; the message has the smallest.
+        BudgetError: every variant is above; the message has the smallest. Or budget is no int.
     """
+    if isinstance(budget, bool) or not isinstance(budget, int):
+        raise BudgetError(f"for_budget: budget must be an int (got {budget!r:.80})")
     fitting = [variant for variant in variants if variant.plan.drelus <= budget]
     if not fitting:
         least = min((variant.plan.drelus, variant.name) for variant in variants) if variants else (0, "no variant")
