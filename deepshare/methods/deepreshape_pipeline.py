@@ -37,18 +37,10 @@ def algorithm2(
         ValueError: order is no permutation of the stages, the channels cannot be halved or split, or a stage cannot be
             thinned.
     """
-    least, *others = (f"S{number}" for number in checked_order("algorithm2", order, len(models.shape_of(spec)[0])))
-    full = Plan.of(models.shapes_only(spec), tuple(input_size))
-    culled = _dominates(spec, full, least) if cull_least is None else cull_least
-    net, label, thinning = full, "", [least, *others]
-    if culled:
-        net, label = cull(spec, full, [least, *_stem(spec, full)] if least == "S1" else [least]), f"C{least[1:]}"
-        thinning = others
-    thinned = thinned_plan(spec, net, thinning)
-    steps = f"{label}+RT" if culled else "RT"
+    net, thinned, steps = _culled_and_thinned(spec, order, input_size, cull_least)
     half = reshape(spec, alpha=0.5)
-    found = [named(spec, net, label), named(spec, thinned, steps), named(half, on(half, thinned), steps)]
-    return [*found, *(reused(found[1], factor) for factor in factors)]
+    found = [net, thinned, named(half, on(half, thinned.plan), steps)]
+    return [*found, *(reused(thinned, factor) for factor in factors)]
 
 
 def reused(variant: Variant, factor: int) -> Variant:
@@ -87,9 +79,9 @@ def pipeline(
     found = []
     for m in widths:
         equal = leanest(spec, order, m=m)
-        found.append(algorithm2(equal, order, input_size, cull_least=False, factors=())[1])
-        found.append(algorithm2(lowered(equal), order, input_size, cull_least=True, factors=())[1])
-    culled = algorithm2(lowered(leanest(spec, order, m=WIDTH)), order, input_size, cull_least=True, factors=())[1]
+        found.append(_culled_and_thinned(equal, order, input_size, False)[1])
+        found.append(_culled_and_thinned(lowered(equal), order, input_size, True)[1])
+    _, culled, _ = _culled_and_thinned(lowered(leanest(spec, order, m=WIDTH)), order, input_size, True)
     found += [reused(culled, factor) for factor in factors]
     return sorted(found, key=lambda variant: -variant.plan.drelus)
 
@@ -107,6 +99,20 @@ def named(spec: Spec, plan: Plan, steps: str) -> Variant:
     """A variant under the paper's name for it: the network, m, what was culled (C), thinned (RT), reused (Re2)."""
     shape = "".join(f" {key} {'-'.join(map(str, spec[key]))}" for key in ("multipliers", "blocks") if spec.get(key))
     return Variant(f"{spec['name']}{shape} m={models.width_of(spec)} {steps}".strip(), dict(spec), plan)
+
+
+def _culled_and_thinned(
+    spec: Spec, order: Sequence[int | str], input_size: Sequence[int], cull_least: bool | None
+) -> tuple[Variant, Variant, str]:
+    """The network, culled if it is to be; that thinned; and the paper's word for both steps (Algorithm 2, 1 to 5)."""
+    least, *others = (f"S{number}" for number in checked_order("algorithm2", order, len(models.shape_of(spec)[0])))
+    full = Plan.of(models.shapes_only(spec), tuple(input_size))
+    if _dominates(spec, full, least) if cull_least is None else cull_least:
+        net = cull(spec, full, [least, *_stem(spec, full)] if least == "S1" else [least])
+        label, steps, stages = f"C{least[1:]}", f"C{least[1:]}+RT", others
+    else:
+        net, label, steps, stages = full, "", "RT", [least, *others]
+    return named(spec, net, label), named(spec, thinned_plan(spec, net, stages), steps), steps
 
 
 def _dominates(spec: Spec, full: Plan, stage: str) -> bool:
