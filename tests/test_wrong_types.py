@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from deepshare import Plan, apply_plan, convert, models
+from deepshare.analysis.capacity import best_split, capacity
 from deepshare.analysis.cost import cost
+from deepshare.analysis.delphi import delphi
 from deepshare.budget import BudgetError, allocate, weights_of
 from deepshare.fuse import fuse
 from deepshare.methods import deepreduce, equalization, snl
+from deepshare.methods.deepreshape import equalized
 from deepshare.methods.merge import merge_linear
 from deepshare.methods.variant import for_budget
 from deepshare.plan import PlanError
@@ -53,6 +56,34 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str, tuple[obje
         (None, 5, [1]),
     ),
     "lasso": (lambda it: snl.SNLSettings(lasso=it), snl.SNLError, "snl: lasso must be finite", (None, "x", True)),
+    "spec": (
+        lambda it: deepreduce.pipeline(it, ("S1", "S2", "S3", "S4"), SIZE),
+        PlanError,
+        "pipeline: spec must be a mapping with a name",
+        (None, "resnet18", {}, []),
+    ),
+    "shape": (lambda it: equalized(it, (3, 2, 4, 1)), PlanError, "spec must be a mapping", (None, "resnet18", {}, [])),
+    "network": (lambda it: deepreduce.cull(it, PLAN, "S1"), PlanError, "spec must be a mapping", (None, "resnet18", 5)),
+    "image size": (
+        lambda it: deepreduce.pipeline(SPEC, ("S1", "S2", "S3", "S4"), it),
+        PlanError,
+        "input_size must be",
+        (None, 5, (3, 0, 8)),
+    ),
+    "best_split": (
+        lambda it: best_split(9, 9, it),
+        ValueError,
+        "best_split: budget must be in 0..18",
+        (None, "x", 1.5),
+    ),
+    "capacity": (lambda it: capacity(9, it), ValueError, "d2 must be an int", (None, "x", 1.5, float("nan"))),
+    "delphi": (lambda it: delphi(it, 0.1), ValueError, "delphi: relus must be at least 0", (None, "x", float("nan"))),
+    "most": (
+        lambda it: equalization.equalize_depth((3, 2, 4, 1), most=it),
+        equalization.EqualizationError,
+        "equalize_depth: most must be ints of at least 1",
+        ("x", float("nan"), [5]),
+    ),
     "stages": (
         lambda it: deepreduce.thin(MODEL, PLAN, it),
         PlanError,

@@ -62,8 +62,8 @@ def best_split(d1: int, d2: int, budget: int) -> Split:
         ValueError: a width below 1, or a budget not in 0..d1 + d2.
     """
     _check("best_split", d1, d2, 0, 0, 2)
-    if not 0 <= budget <= d1 + d2:
-        raise ValueError(f"best_split: budget must be in 0..{d1 + d2} (got {budget})")
+    if type(budget) is not int or not 0 <= budget <= d1 + d2:
+        raise ValueError(f"best_split: budget must be in 0..{d1 + d2} (got {budget!r:.80})")
     k1 = min(max((budget + d2) // 2, budget - d2, 0), d1, budget)
     return Split(k1, budget - k1, k1 / d1, (budget - k1) / d2)
 
@@ -76,6 +76,8 @@ def _check(name: str, d1: int, d2: int, k1: int, k2: int, pieces: int) -> None:
         ("k2", k2, 0, d2),
         ("pieces", pieces, 2, None),
     ):
+        if type(value) is not int:
+            raise ValueError(f"{name}: {argument} must be an int (got {value!r:.80})")
         if not least <= value or (most is not None and value > most):
             wanted = f"at least {least}" if most is None else f"in {least}..{most}"
             raise ValueError(f"{name}: {argument} must be {wanted} (got {value})")

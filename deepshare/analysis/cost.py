@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from deepshare import models
 from deepshare.analysis.delphi import gibibytes, seconds_of_relus
 from deepshare.find import function_kind, is_activation, without_weights, zero_batch
-from deepshare.plan import Plan, PlanError
+from deepshare.plan import Plan, PlanError, check_is_plan
+from deepshare.site import checked_image_size
 from deepshare.text_table import aligned
 
 OUTPUT = "output"  # the row behind the last site
@@ -94,8 +95,9 @@ def cost(model: nn.Module, input_size: Iterable[int], *, plan: Plan | None = Non
     Raises:
         PlanError: as `Plan.of`; or the plan is for another model.
     """
-    found = Plan.of(model, tuple(input_size))
+    found = Plan.of(model, checked_image_size("cost", input_size))
     if plan is not None:
+        check_is_plan("cost", plan)
         plan.check_fits(found)
     probe = without_weights(model).eval()
     watch = _Watch(probe)

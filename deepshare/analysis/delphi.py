@@ -26,7 +26,7 @@ def delphi(relus: float, linear_seconds: float) -> float:
         ValueError: a negative argument.
     """
     for name, value in (("relus", relus), ("linear_seconds", linear_seconds)):
-        if not value >= 0:
+        if not isinstance(value, int | float) or not value >= 0:
             raise ValueError(f"delphi: {name} must be at least 0 (got {value!r})")
     return seconds_of_relus(relus) + linear_seconds
 

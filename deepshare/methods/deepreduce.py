@@ -12,8 +12,9 @@ from torch import nn
 
 from deepshare.methods.variant import Variant
 from deepshare.models import STEM, shape_of, shapes_only, stage_names, stage_of, width_of
+from deepshare.models.families import check_is_spec
 from deepshare.plan import Plan, check_is_plan
-from deepshare.site import PlanError
+from deepshare.site import PlanError, checked_image_size
 
 Network = nn.Module | Mapping[str, Any]  # a model of models.create, or its spec
 RESHAPINGS = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))  # (alpha, rho): 2x, 4x, 8x fewer ReLUs (section 3.3)
@@ -169,11 +170,12 @@ def pipeline(
     Raises:
         PlanError: order is no permutation of the network's stages, or there is no input size.
     """
+    check_is_spec("pipeline", spec)
     size = input_size if input_size is not None else spec.get("input_size")
     if size is None:
         raise PlanError("pipeline: input_size must be given, (C, H, W), where the spec has none")
     base = {key: value for key, value in spec.items() if key != "input_size"}
-    full = Plan.of(shapes_only(base), tuple(size))
+    full = Plan.of(shapes_only(base), checked_image_size("pipeline", size))
     stages = stage_names(base)
     order = _stage_list("pipeline: order", order)
     if sorted(order) != sorted(stages) or len(stages) < 2:

@@ -9,6 +9,7 @@ from deepshare.methods.equalization import checked_order
 from deepshare.methods.relu_reuse import relu_reuse
 from deepshare.methods.variant import Variant
 from deepshare.plan import Plan
+from deepshare.site import checked_image_size
 
 REUSE = (4, 8, 16)  # Algorithm 2, lines 7 to 9
 WIDTHS = (8, 16, 32)  # m of Tables 6 and 13
@@ -106,7 +107,7 @@ def _culled_and_thinned(
 ) -> tuple[Variant, Variant, str]:
     """The network, culled if it is to be; that thinned; and the paper's word for both steps (Algorithm 2, 1 to 5)."""
     least, *others = (f"S{number}" for number in checked_order("algorithm2", order, len(models.shape_of(spec)[0])))
-    full = Plan.of(models.shapes_only(spec), tuple(input_size))
+    full = Plan.of(models.shapes_only(spec), checked_image_size("algorithm2", input_size))
     if _dominates(spec, full, least) if cull_least is None else cull_least:
         net = cull(spec, full, [least, *_stem(spec, full)] if least == "S1" else [least])
         label, steps, stages = f"C{least[1:]}", f"C{least[1:]}+RT", others

@@ -240,6 +240,8 @@ def equalize_depth(
     """
     multipliers = _checked_sizes("equalize_depth", "factors", factors)
     stages = checked_order("equalize_depth", order, len(multipliers) + 1)
+    if most is not None:
+        _checked_sizes("equalize_depth", "most", (most,))
     per_block = relative_relus((1,) * len(stages), multipliers)
     blocks, below = [0] * len(stages), Fraction(0)
     for stage in stages:

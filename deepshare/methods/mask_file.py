@@ -10,7 +10,7 @@ import torch
 
 from deepshare.files import write_whole
 from deepshare.methods.snl import SNLError
-from deepshare.plan import Mask, Plan, PlanError
+from deepshare.plan import Mask, Plan, PlanError, check_is_plan
 
 FORMAT = "deepshare masks"
 
@@ -23,6 +23,7 @@ def save_masks(path: Path | str, plan: Plan) -> Path:
 
     Raises SNLError: the plan has no mask. OSError: the file cannot be written.
     """
+    check_is_plan(f"save_masks {path}", plan)
     masks = {site.name: site.mask for site in plan if site.mask is not None}
     if not masks:
         raise SNLError(f"save_masks {path}: the plan has no mask site")

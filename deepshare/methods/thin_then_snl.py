@@ -9,6 +9,7 @@ from deepshare.methods.deepreshape_pipeline import named, thinned_plan
 from deepshare.methods.snl import SNLSettings, check_budget
 from deepshare.methods.variant import Variant
 from deepshare.plan import Plan
+from deepshare.site import checked_image_size
 
 
 class ThenSNL(NamedTuple):
@@ -34,7 +35,7 @@ def thin_then_snl(
     Raises:
         ValueError: the network cannot be thinned, or the budget is not below the thinned network's ReLUs.
     """
-    full = Plan.of(models.shapes_only(spec), tuple(input_size))
+    full = Plan.of(models.shapes_only(spec), checked_image_size("thin_then_snl", input_size))
     variant = named(spec, thinned_plan(spec, full, models.stage_names(spec)), "RT")
     chosen = settings or SNLSettings()
     check_budget(variant.plan, budget, chosen.granularity)

@@ -1,7 +1,7 @@
 """What a model's name stands for: its family, and the shape the papers give it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from deepshare.models.layers import widths
 from deepshare.models.mobilenet import MobileNetV1, MobileNetV2
 from deepshare.models.resnet import ResNet
 from deepshare.models.wide_resnet import WideResNet
+from deepshare.site import PlanError
 
 # blocks per stage, 3x3 convolutions per block by stage
 _RESNETS = {
@@ -61,6 +62,12 @@ class Family:
     def channels(self, width: int, multipliers: Sequence[int]) -> int:
         """Channels of the widest stage, for a family whose shape may be changed."""
         return max(widths(self.factor * width, multipliers))
+
+
+def check_is_spec(here: str, spec: object) -> None:
+    """Raises PlanError unless `spec` is a model spec, the arguments of `models.create`: a name alone is none."""
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise PlanError(f"{here}: spec must be a mapping with a name, as {{'name': 'resnet18'}} (got {spec!r:.80})")
 
 
 def family_of(name: str) -> Family | None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepshare.models.families import PATTERNS, PUBLISHED, Family, family_of
+from deepshare.models.families import PATTERNS, PUBLISHED, Family, check_is_spec, family_of
 from deepshare.models.reuse import with_reuse
 from deepshare.plan import Plan, PlanError
 from deepshare.site import checked_image_size
@@ -41,12 +41,14 @@ def default_width(name: str) -> int:
 
 def width_of(spec: Mapping[str, Any]) -> int:
     """Channels of the first convolution: the spec's, or as published. Raises ValueError for an unknown name."""
+    check_is_spec("models.width_of", spec)
     return spec.get("width") or default_width(str(spec.get("name")))
 
 
 def shape_of(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(blocks per stage, channel factors from stage to stage) of a spec. Raises ValueError where they are fixed."""
-    name = spec.get("name")
+    check_is_spec("models.shape_of", spec)
+    name = spec["name"]
     family = family_of(name) if isinstance(name, str) else None
     if family is None or family.blocks is None or family.multipliers is None:
         raise ValueError(f"models.shape_of: the network must be a ResNet, WideResNet or HybReNet (got {name!r:.80})")
@@ -193,6 +195,7 @@ def shapes_only(spec: Mapping[str, Any]) -> nn.Module:
     Raises:
         PlanError: what `create` refuses.
     """
+    check_is_spec("models.shapes_only", spec)
     settings = {"num_classes": 2, **{key: value for key, value in spec.items() if key != "input_size"}}
     try:
         with torch.device("meta"):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from deepshare.find import is_activation
-from deepshare.models.families import family_of
+from deepshare.models.families import check_is_spec, family_of
 from deepshare.plan import Plan
 from deepshare.site import PlanError
 
@@ -62,5 +62,6 @@ def _stage_count(network: nn.Module | Mapping[str, Any]) -> int:
     """0 for what is none of the registry's networks."""
     if isinstance(network, nn.Module):
         return sum(1 for name, _ in network.named_children() if re.fullmatch(r"layer[1-9]\d*", name))
-    family = family_of(str(network.get("name")))
+    check_is_spec("models.stage_of", network)
+    family = family_of(str(network["name"]))
     return 0 if family is None else family.stages
