@@ -221,6 +221,12 @@ def test_the_leanest_are_the_papers_choices():
     assert leanest(RESNET34, PREVALENT)["name"] == "hrn34-4x6x3x"
     assert leanest(RESNET34, PREVALENT, largest_last=7)["name"] == "hrn34-4x3x6x"
     assert lowered(leanest(RESNET34, PREVALENT)) == hybrid("hrn34-2x6x3x")
+
+
+@pytest.mark.parametrize("alpha", [0, -1, 100, 2.0, True, "x", [2], None])
+def test_lowered_names_a_wrong_alpha(alpha: object):
+    with pytest.raises(ValueError, match=r"lowered: alpha must be an int in 1\.\.99 \(got "):
+        lowered(hybrid("hrn-5x5x3x"), alpha)  # type: ignore[arg-type]
     with pytest.raises(EqualizationError, match="no equalized network has a last factor of at most 1"):
         leanest(RESNET18, PREVALENT, largest_last=1)
 

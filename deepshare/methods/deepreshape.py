@@ -92,7 +92,13 @@ def leanest(spec: Spec, order: Sequence[int | str], *, m: int = WIDTH, largest_l
 
 
 def lowered(spec: Spec, alpha: int = ALPHA) -> Spec:
-    """Step 2 of section 4.3: the same network with the first factor `alpha`, so that stage 1 has most of the ReLUs."""
+    """Step 2 of section 4.3: the same network with the first factor `alpha`, so that stage 1 has most of the ReLUs.
+
+    Raises:
+        ValueError: alpha is no int from 1 to 99, which is what a HybReNet's name can say.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, int) or not 1 <= alpha <= 99:
+        raise ValueError(f"lowered: alpha must be an int in 1..99 (got {alpha!r:.80})")
     return with_factors(spec, (alpha, *models.shape_of(spec)[1][1:]))
 
 
