@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deepshare.analysis.cost import cost
 from deepshare.cli import main
 from deepshare.compare import (
     Cell,
@@ -23,6 +24,7 @@ from deepshare.compare.cells import cell_recipe
 from deepshare.compare.published import FILE, published_results
 from deepshare.compare.recipe import ALL_RELU
 from deepshare.compare.run import read_results
+from deepshare.models import create
 from deepshare.plan import Plan
 from deepshare.train import networks
 
@@ -131,6 +133,7 @@ def test_every_network_is_within_its_budget_and_masks_are_exactly_at_it(finished
     for result in results:
         if result.budget is None:
             assert result.drelus == 960  # ResNet18, width 2, 8x8
+            assert result.flops == cost(create("resnet18", num_classes=10, width=2, in_channels=1), (1, 8, 8)).flops
         elif result.method in ("SNL", "HybReNet + SNL"):
             assert result.drelus == result.budget
         else:
@@ -174,11 +177,11 @@ def test_the_folder_of_another_comparison_is_refused(finished: tuple[Path, list[
 
 
 def test_table_has_a_row_per_method_and_budget_with_mean_and_spread():
-    results = [Result("A", 96, seed, 90 + seed, 0.5 + seed / 10, None, 3, 60.0) for seed in (0, 1, 2)]
-    results += [Result(ALL_RELU, None, 0, 960, 0.75, None, 1, 6.0)]
+    results = [Result("A", 96, seed, 90 + seed, 2_170_000, 0.5 + seed / 10, None, 3, 60.0) for seed in (0, 1, 2)]
+    results += [Result(ALL_RELU, None, 0, 960, 2_170_000, 0.75, None, 1, 6.0)]
     rows = report.table(results).splitlines()[2:]
-    assert rows[0] == "| A | 96 | 90 - 92 | 60.00 % (10.00) | 50.00 - 70.00 | 3 | 3 | 1.0 |"
-    assert rows[1] == f"| {ALL_RELU} | - | 960 | 75.00 % | 75.00 - 75.00 | 1 | 1 | 0.1 |"
+    assert rows[0] == "| A | 96 | 90 - 92 | 2.17 | 60.00 % (10.00) | 50.00 - 70.00 | 3 | 3 | 1.0 |"
+    assert rows[1] == f"| {ALL_RELU} | - | 960 | 2.17 | 75.00 % | 75.00 - 75.00 | 1 | 1 | 0.1 |"
 
 
 def test_report_and_picture_come_whole(finished: tuple[Path, list[Result]], recipe_file: Path):
@@ -193,7 +196,7 @@ def test_report_and_picture_come_whole(finished: tuple[Path, list[Result]], reci
 def test_published_figures_stand_behind_the_same_network(tmp_path: Path):
     pytest.importorskip("matplotlib")
     recipe = load_compare_recipe("compare-r18-c100")
-    results = [Result("SNL", 12288, seed, 12288, 0.6 + seed / 100, None, 3, 60.0) for seed in (0, 1)]
+    results = [Result("SNL", 12288, seed, 12288, 555_468_800, 0.6 + seed / 100, None, 3, 60.0) for seed in (0, 1)]
     page = report.write(recipe, results, tmp_path).read_text()
     assert "Faint points: published" in page
     plain = report.plot(replace(recipe, model=replace(recipe.model, width=16)), results, tmp_path / "plain.png")

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert": FOUNDATION | PLAN | {"budget"},
     "data": set(),
     "train": BELOW_TRAIN | {"budget", "methods", "data"},
-    "compare": BELOW_TRAIN | {"budget", "methods", "data", "train"},
+    "compare": BELOW_TRAIN | {"budget", "methods", "data", "train", "analysis"},
     "secure": BELOW_TRAIN | {"fold"},
     "analysis": BELOW_TRAIN,
     "__init__": OPERATORS | {"nn", "fuse", "plan", "budget", "convert"},

@@ -15,13 +15,19 @@ from deepshare.compare.run import Result
 from deepshare.files import write_whole
 from deepshare.text_table import markdown
 
-_HEADER = ("method", "budget", "DReLUs", "test accuracy, mean (sd)", "lowest - highest", "seeds", "epochs", "minutes")
+_HEADER = (
+    *("method", "budget", "DReLUs", "million FLOPs", "test accuracy, mean (sd)", "lowest - highest"),
+    *("seeds", "epochs", "minutes"),
+)
 SHIFT = 0.02  # of one method's points against the next one's: where counts are equal, bars would cover one another
 _COLOURS = ("#1f6f8b", "#c0562f", "#5b4a8a", "#3f7d3a", "#8a6d1f", "#7a2f57")
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a row per method and budget. sd over seeds (n - 1); epochs and minutes a run, beyond the teacher's."""
+    """Markdown: a row per method and budget.
+
+    FLOPs are multiply-accumulates; sd over seeds (n - 1); epochs and minutes a run, beyond the teacher's.
+    """
     return markdown(_HEADER, (_row(group) for group in groups(results)))
 
 
@@ -40,6 +46,7 @@ def _row(group: list[Result]) -> tuple[str, ...]:
         first.method,
         "-" if first.budget is None else f"{first.budget:,}",
         _span([result.drelus for result in group], "{:,}"),
+        _span([round(result.flops / 1e6, 2) for result in group], "{:,}"),
         f"{fmean(accuracies):.2f} %{spread}",
         f"{min(accuracies):.2f} - {max(accuracies):.2f}",
         str(len(group)),
@@ -48,7 +55,7 @@ def _row(group: list[Result]) -> tuple[str, ...]:
     )
 
 
-def _span(values: Sequence[int], form: str) -> str:
+def _span(values: Sequence[float], form: str) -> str:
     low, high = min(values), max(values)
     return form.format(low) if low == high else f"{form.format(low)} - {form.format(high)}"
 

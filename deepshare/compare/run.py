@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from deepshare import models
+from deepshare.analysis.cost import cost
+from deepshare.checkpoint import load_checkpoint
 from deepshare.compare.cells import Cell, all_relu_recipe, as_begun, cell_recipe, cells
 from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.files import write_whole
@@ -24,14 +27,15 @@ from deepshare.train.trainer import check_run
 class Result:
     """What a cell's run ended with.
 
-    drelus: of its network, at most the budget; accuracies: shares in [0, 1]; epochs: trained, of all phases, the
-    teacher's not counted; seconds: spent in them
+    drelus: of its network, at most the budget; flops: its multiply-accumulates (`analysis.cost`); accuracies: shares in
+    [0, 1]; epochs: trained, of all phases, the teacher's not counted; seconds: spent in them
     """
 
     method: str
     budget: int | None
     seed: int
     drelus: int
+    flops: int
     test_accuracy: float
     val_accuracy: float | None
     epochs: int
@@ -150,11 +154,13 @@ def _teacher(recipe: CompareRecipe, cell: Cell, folder: Path) -> Path | None:
 def _result(cell: Cell, ended: TrainResult) -> Result:
     rows = [row for row in ended.rows if cell.method == ALL_RELU or row["phase"] != "pretrain"]
     seconds = sum(float(row["seconds"] or 0) for row in rows)
+    network = models.shapes_only(load_checkpoint(ended.checkpoint).spec)
     return Result(
         cell.method,
         cell.budget,
         cell.seed,
         ended.plan.drelus,
+        cost(network, ended.plan.input_size).flops,
         ended.test_accuracy,
         ended.val_accuracy,
         len(rows),
