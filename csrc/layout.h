@@ -53,9 +53,8 @@ inline void poison(Tensor& tensor, int32_t device_type) {
     const char* value = std::getenv("DEEPSHARE_POISON");
     return value != nullptr && std::strcmp(value, "1") == 0;
   }();
-  const auto bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
-  if (!wanted || bytes == 0 || device_type != aoti_torch_device_type_cpu()) return;
-  std::memset(tensor.data_ptr(), 0xFF, bytes);
+  if (!wanted || device_type != aoti_torch_device_type_cpu() || tensor.numel() == 0) return;
+  std::memset(tensor.data_ptr(), 0xFF, static_cast<size_t>(tensor.numel()) * tensor.element_size());
 }
 
 // Past the dispatcher: a call through it costs as much host time as the rest of a small operation.
