@@ -294,11 +294,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_budget_above_every_channel_is_every_channel():
-    recipe = small("demo-240", "plan.budget=1000000", "plan.group=1")
-    plan = networks.make_plan(recipe, networks.model_spec(recipe.model, 10, (1, 8, 8)))
+def test_a_budget_of_every_channel_is_every_channel_and_more_is_refused():
+    recipe = small("demo-240", "plan.budget=1920", "plan.group=1")
+    spec = networks.model_spec(recipe.model, 10, (1, 8, 8))
+    plan = networks.make_plan(recipe, spec)
     assert [site.prototypes for site in plan] == [site.channels for site in plan]
     assert plan.drelus == 1920
+    with pytest.raises(RecipeError, match="wanted at most the 1,920 ReLUs of the network, got 1,921"):
+        networks.make_plan(small("demo-240", "plan.budget=1921", "plan.group=1"), spec)
 
 
 def test_a_terminal_sees_the_running_loss_and_the_log_only_whole_epochs(tmp_path, monkeypatch):
