@@ -57,7 +57,7 @@ inline void poison(Tensor& tensor, int32_t device_type) {
   std::memset(tensor.data_ptr(), 0xFF, static_cast<size_t>(tensor.numel()) * tensor.element_size());
 }
 
-// Past the dispatcher: a call through it costs as much host time as the rest of a small operation.
+// Past the dispatcher: a call of empty_like through it took 0.4 to 0.5 us more of host time.
 template <class Sizes = Dims, class Strides = Dims>
 Tensor empty_strided(const Sizes& sizes, const Strides& strides, int32_t dtype, const Tensor& device_of) {
   int32_t type = 0, index = 0;

@@ -59,7 +59,7 @@ def cell_recipe(
 
     Raises CompareError: the method has no network within the budget.
     """
-    method = _method(recipe, cell)
+    method = method_of(recipe, cell)
     model, plan, given = recipe.model, PlanRecipe("relu"), None
     if method.kind == "snl":
         plan = PlanRecipe("snl", cell.budget)
@@ -86,7 +86,8 @@ def as_begun(recipe: Recipe, run_dir: Path) -> Recipe:
     return replace(recipe, plan=replace(recipe.plan, file=load_recipe(begun).plan.file))
 
 
-def _method(recipe: CompareRecipe, cell: Cell) -> MethodRecipe:
+def method_of(recipe: CompareRecipe, cell: Cell) -> MethodRecipe:
+    """The method whose network the cell trains."""
     return next(method for method in recipe.method if method.name == cell.method)
 
 

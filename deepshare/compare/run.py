@@ -14,7 +14,7 @@ import torch
 from deepshare import models
 from deepshare.analysis.cost import cost
 from deepshare.checkpoint import load_checkpoint
-from deepshare.compare.cells import Cell, all_relu_recipe, as_begun, cell_recipe, cells
+from deepshare.compare.cells import Cell, all_relu_recipe, as_begun, cell_recipe, cells, method_of
 from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.files import write_whole
 from deepshare.methods import snl
@@ -142,7 +142,7 @@ def _train(
 
 def _teacher(recipe: CompareRecipe, cell: Cell, folder: Path) -> Path | None:
     """The all-ReLU network of the cell's seed; of a method with another model, the one its first budget trained."""
-    method = next(method for method in recipe.method if method.name == cell.method)
+    method = method_of(recipe, cell)
     source = Cell(ALL_RELU, None, cell.seed)
     if method.model is not None:
         if cell.budget == recipe.budgets[0]:
