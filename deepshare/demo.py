@@ -9,7 +9,7 @@ import torch
 from deepshare import data, secure
 from deepshare.analysis.comparison import NetworkResult, comparison_table, plot_comparison
 from deepshare.files import write_whole
-from deepshare.secure.jobs import Weights
+from deepshare.secure.baseline.jobs import Weights
 from deepshare.train import TrainResult, load_recipe, train
 
 RECIPES = ("demo-relu", "demo-960", "demo-240")

@@ -115,7 +115,7 @@ def _choice() -> Iterator[str]:
 
 
 def _crypten() -> Iterator[str]:
-    from deepshare.secure.crypten_import import INSTALL, load_crypten, missing_modules
+    from deepshare.secure.baseline.crypten_import import INSTALL, load_crypten, missing_modules
 
     if missing := missing_modules():
         yield f"missing: {', '.join(missing)}"

@@ -164,7 +164,7 @@ def test_doctor_survives_a_broken_part(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_doctor_gives_the_commands_for_crypten(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deepshare.secure.crypten_import.NEEDS", ("crypten_that_nobody_has",))
+    monkeypatch.setattr("deepshare.secure.baseline.crypten_import.NEEDS", ("crypten_that_nobody_has",))
     report = doctor.report()
     assert "missing: crypten_that_nobody_has" in report
     assert "pip install --no-deps crypten==" in report

@@ -167,8 +167,8 @@ def test_the_walk_sees_the_real_edges():
         ("deepshare/nn.py", "from . import plan", "nn imports plan"),
         ("deepshare/nn.py", "import deepshare.train.loop as loop", "nn imports train"),
         (
-            "deepshare/secure/party.py",
-            "class A:\n    def f(self):\n        from ..train import train",
+            "deepshare/secure/baseline/party.py",
+            "class A:\n    def f(self):\n        from ...train import train",
             "secure imports train",
         ),
         ("deepshare/data/digits.py", "from deepshare.files import write_whole", "data imports files"),

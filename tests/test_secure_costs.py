@@ -5,8 +5,8 @@ from secure_cases import grouped
 
 from deepshare import models
 from deepshare.plan import Plan, apply_plan
-from deepshare.secure import costs
-from deepshare.secure.costs import Cost
+from deepshare.secure.baseline import costs
+from deepshare.secure.baseline.costs import Cost
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program
 

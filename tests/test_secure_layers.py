@@ -7,10 +7,10 @@ import pytest
 import torch
 from secure_cases import UNIT, bounds, cases
 
-from deepshare.secure import costs
+from deepshare.secure.baseline import costs
+from deepshare.secure.baseline.jobs import Job
+from deepshare.secure.baseline.launcher import run_jobs
 from deepshare.secure.fixed_point import decode, encode
-from deepshare.secure.jobs import Job
-from deepshare.secure.launcher import run_jobs
 from deepshare.secure.lower import lower
 
 pytestmark = pytest.mark.skipif(

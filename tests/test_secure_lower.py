@@ -11,8 +11,8 @@ from torch import fx, nn
 from deepshare.fold import fold_batch_norm
 from deepshare.plan import Plan, count_drelus
 from deepshare.secure import SecureError, run_model
+from deepshare.secure.baseline.jobs import Job
 from deepshare.secure.fixed_point import decode, encode
-from deepshare.secure.jobs import Job
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program
 
@@ -150,8 +150,10 @@ def in_place(x):
     ],
 )
 def test_unsupported_is_refused_before_any_process_starts(model, words, monkeypatch):
-    monkeypatch.setattr("deepshare.secure.session.require_crypten", lambda: None)
-    monkeypatch.setattr("deepshare.secure.session.run_jobs", lambda *_, **__: pytest.fail("processes were started"))
+    monkeypatch.setattr("deepshare.secure.baseline.session.require_crypten", lambda: None)
+    monkeypatch.setattr(
+        "deepshare.secure.baseline.session.run_jobs", lambda *_, **__: pytest.fail("processes were started")
+    )
     with pytest.raises(SecureError, match=words):
         run_model(model.eval(), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
 
@@ -179,8 +181,8 @@ def test_images_on_another_device_are_brought_to_the_cpu(monkeypatch):
     def look(jobs, **_):
         raise JobSeenError(type(jobs[0].images))
 
-    monkeypatch.setattr("deepshare.secure.session.require_crypten", lambda: None)
-    monkeypatch.setattr("deepshare.secure.session.run_jobs", look)
+    monkeypatch.setattr("deepshare.secure.baseline.session.require_crypten", lambda: None)
+    monkeypatch.setattr("deepshare.secure.baseline.session.run_jobs", look)
     images = torch.zeros(1, 1, 8, 8, requires_grad=True).as_subclass(Elsewhere)
     with pytest.raises(JobSeenError) as seen:
         run_model(nn.Sequential(nn.Flatten()), images, torch.zeros(1, dtype=torch.long))
@@ -207,8 +209,10 @@ def test_a_weight_out_of_range_is_named():
     ],
 )
 def test_bad_arguments_are_named(changed, words, monkeypatch):
-    monkeypatch.setattr("deepshare.secure.session.require_crypten", lambda: None)
-    monkeypatch.setattr("deepshare.secure.session.run_jobs", lambda *_, **__: pytest.fail("processes were started"))
+    monkeypatch.setattr("deepshare.secure.baseline.session.require_crypten", lambda: None)
+    monkeypatch.setattr(
+        "deepshare.secure.baseline.session.run_jobs", lambda *_, **__: pytest.fail("processes were started")
+    )
     arguments = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2, dtype=torch.long), **changed}
     with pytest.raises(SecureError, match=words):
         run_model(nn.Sequential(nn.Conv2d(1, 4, 3)), **arguments)
@@ -216,6 +220,6 @@ def test_bad_arguments_are_named(changed, words, monkeypatch):
 
 def test_missing_crypten_says_how_to_install_it(monkeypatch):
     """The one list of what CrypTen needs serves the run and the doctor."""
-    monkeypatch.setattr("deepshare.secure.crypten_import.NEEDS", ("crypten_that_nobody_has",))
+    monkeypatch.setattr("deepshare.secure.baseline.crypten_import.NEEDS", ("crypten_that_nobody_has",))
     with pytest.raises(SecureError, match=r"crypten_that_nobody_has not installed.*pip install --no-deps"):
         run_model(nn.Sequential(nn.Flatten()), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))

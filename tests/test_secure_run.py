@@ -18,12 +18,13 @@ from secure_cases import cases, tiny_resnet
 
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.plan import Plan
-from deepshare.secure import SecureError, launcher, run
+from deepshare.secure import SecureError, run
+from deepshare.secure.baseline import launcher
+from deepshare.secure.baseline.jobs import Job
+from deepshare.secure.baseline.launcher import Party, run_jobs
+from deepshare.secure.baseline.party import PEER_LOST
 from deepshare.secure.fixed_point import encode
-from deepshare.secure.jobs import Job
-from deepshare.secure.launcher import Party, run_jobs
 from deepshare.secure.lower import lower
-from deepshare.secure.party import PEER_LOST
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("crypten") is None, reason="needs CrypTen (deepshare doctor says how to install it)"
@@ -166,7 +167,7 @@ def test_parties_die_with_their_parent(tmp_path):
     script.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from deepshare.secure import launcher\n"
+        "from deepshare.secure.baseline import launcher\n"
         "from test_secure_run import endless_job\n"
         "start = launcher._start\n"
         "def told(*arguments):\n"
@@ -176,7 +177,7 @@ def test_parties_die_with_their_parent(tmp_path):
         "launcher._start = told\n"
         "launcher.run_jobs([endless_job()])\n"
     )
-    root = str(Path(launcher.__file__).parents[2])
+    root = str(Path(launcher.__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment, text=True)
     assert parent.stdout is not None

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from deepshare.secure import jobs
-from deepshare.secure.crypten_import import require_crypten
+from deepshare.secure.baseline import jobs
+from deepshare.secure.baseline.crypten_import import require_crypten
+from deepshare.secure.baseline.party import PEER_LOST
 from deepshare.secure.errors import SecureError
-from deepshare.secure.party import PEER_LOST
 
 ROLES = ("server", "client")
 CLIENT = 1
@@ -121,7 +121,7 @@ def _start(rank: int, folder: Path, job_list: Sequence[jobs.Job], stack: ExitSta
 
 def _environment(rank: int, folder: Path) -> dict[str, str]:
     """One core a party, a fresh rendezvous, gloo kept on the loopback interface."""
-    package_root = str(Path(__file__).resolve().parents[2])
+    package_root = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
     own = {
         "RANK": str(rank),

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepshare.secure.evaluate import CLIENT, Evaluator
-from deepshare.secure.material import Material
+from deepshare.secure.baseline.evaluate import CLIENT, Evaluator
+from deepshare.secure.baseline.material import Material
 from deepshare.secure.program import Program
 
 

@@ -65,9 +65,9 @@ def _end_without_parent(folder: Path) -> None:
 def _run(job_file: int, result_file: int, signals: Signals) -> None:
     import torch
 
-    from deepshare.secure import jobs
-    from deepshare.secure.crypten_import import load_crypten
-    from deepshare.secure.inference import run_job
+    from deepshare.secure.baseline import jobs
+    from deepshare.secure.baseline.crypten_import import load_crypten
+    from deepshare.secure.baseline.inference import run_job
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)

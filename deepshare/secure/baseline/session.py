@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor, nn
 
-from deepshare.secure import costs
-from deepshare.secure.crypten_import import require_crypten
+from deepshare.secure.baseline import costs
+from deepshare.secure.baseline.crypten_import import require_crypten
+from deepshare.secure.baseline.jobs import Job, Weights
+from deepshare.secure.baseline.launcher import STALL_SECONDS, Progress, run_jobs
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode, encode
-from deepshare.secure.jobs import Job, Weights
-from deepshare.secure.launcher import STALL_SECONDS, Progress, run_jobs
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program
 from deepshare.secure.report import PROVIDER, SecureReport, SiteCost

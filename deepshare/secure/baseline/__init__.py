@@ -1,0 +1,5 @@
+"""The yardstick: the same networks on CrypTen's own operations (docs/secure.md)."""
+
+from deepshare.secure.baseline.session import run, run_model
+
+__all__ = ["run", "run_model"]
