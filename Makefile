@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h
 # a CPU build from an index of yours serves as well (`make demo TORCH='torch==2.13.0+cpu'` with that index in pip's configuration).
 TORCH ?= torch>=2.11,<2.14
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# CrypTen's own requirement list names a package that no longer installs, so its real needs stand in our `secure` extra
+# CrypTen's own requirement list names a package that no longer installs, so its real needs stand in our `crypten` extra
 CRYPTEN := crypten==0.4.1
 
 .PHONY: demo test test-slow lint format check-kernels sanitize bench clean
@@ -56,7 +56,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.run: $(VENV)/.torch $(SOURCES)
-	$(PIP) --editable '.[demo,train,secure]'
+	$(PIP) --editable '.[demo,train,secure,crypten]'
 	$(PIP) --no-deps $(CRYPTEN)
 	touch $@
 
