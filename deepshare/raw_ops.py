@@ -57,6 +57,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "masked_relu_backward": _fake_masked_backward,
     "shared_relu_share": _like_first,
 }
+# CPU tensors only, no fakes: nothing traces them. Their other form is numpy (deepshare/secure).
+_GATE_SCHEMAS = {
+    "dcf_evaluate": "(Tensor keys, Tensor roots, Tensor points, Tensor public_key, int party, int bits) -> Tensor",
+    "dcf_generate": "(Tensor alphas, Tensor roots0, Tensor roots1, Tensor public_key, int bits) -> Tensor",
+    "carry_leaves": "(Tensor words, Tensor opened) -> (Tensor generate, Tensor propagate)",
+}
 _TRITON_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
@@ -76,6 +82,8 @@ for _name, _schema in _SCHEMAS.items():
         torch.library.define(f"deepshare::{_name}_{_suffix}", _schema)
         torch.library.register_fake(f"deepshare::{_name}_{_suffix}", _FAKES[_name])
     torch.library.impl(f"deepshare::{_name}_triton", _TRITON_DEVICES, _triton(_name))
+for _name, _schema in _GATE_SCHEMAS.items():
+    torch.library.define(f"deepshare::{_name}_native", _schema)
 native.load()  # gives the native ops their implementations, where the extension was built
 
 
@@ -128,6 +136,26 @@ def backends() -> dict[str, str | None]:
     """Every backend with None where it can run, else the reason why it cannot."""
     cpu = None if native.load() is not None else native.why_not()
     return {"reference": None, "cpu": cpu, "triton": _triton_missing(), "cuda": _cuda_missing()}
+
+
+@cache
+def carry_missing() -> str | None:
+    """Why the native ops of the carry tree cannot run here, or None."""
+    module = native.load()
+    if module is None:
+        return native.why_not()
+    if "aes_kernels" not in module.build_info():
+        return "deepshare._C was built from older sources, which had no gate ops (docs/build.md)"
+    return None
+
+
+@cache
+def dcf_missing() -> str | None:
+    """Why the native ops of the DCF gate cannot run here, or None."""
+    module = native.load()
+    if module is None or carry_missing() is not None:
+        return carry_missing()
+    return None if module.build_info()["aes_kernels"] else "this processor has no AES instructions (AES-NI)"
 
 
 @cache

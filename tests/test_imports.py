@@ -132,6 +132,30 @@ def test_imports_go_one_way():
     assert violations(ROOT) == []
 
 
+def names_the_dealer(root: Path, package: str) -> list[str]:
+    """Imports of deepshare.secure.dealer in deepshare/secure/<package>, lazy ones included."""
+    return [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path, name in sources(root)
+        if name[1:3] == ("secure", package)
+        for node, target in imported_names(ast.parse(path.read_text()), name)
+        if target[:3] == ("deepshare", "secure", "dealer")
+    ]
+
+
+def test_a_party_does_not_import_the_dealer():
+    assert names_the_dealer(ROOT, "engine") == []
+
+
+def test_a_planted_import_of_the_dealer_is_found(tmp_path: Path):
+    engine = tmp_path / "deepshare" / "secure" / "engine"
+    engine.mkdir(parents=True)
+    (engine / "a.py").write_text("def f():\n    from ..dealer.dcf_keys import generate\n")
+    (engine / "b.py").write_text("from deepshare.secure import dealer\n")
+    (engine / "c.py").write_text("from deepshare.secure.engine import dcf\n")
+    assert [where.split("/")[-1] for where in names_the_dealer(tmp_path, "engine")] == ["a.py:2", "b.py:1"]
+
+
 def test_every_part_has_its_place():
     parts = {name[1] for _, name in sources(ROOT)}
     assert parts - ON_TOP == set(ALLOWED) & parts, "a new module must be placed in ALLOWED or ON_TOP"
