@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepshare import models
 from deepshare.channel_map import ChannelMap
+from deepshare.methods.conv_algebra import BiasMapConv2d
 from deepshare.models.reuse import ReuseConv2d
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.plan import Plan, Site, apply_plan
@@ -32,6 +33,7 @@ def cases() -> dict[str, Case]:
     image = torch.randn(3, 1, 8, 8, generator=generator)
     return {
         "relu": Case(nn.Sequential(nn.ReLU()), edges),
+        "max_pool": Case(nn.Sequential(nn.MaxPool2d(3, 2, 1)), torch.cat([edges, noise])),
         "gate": Case(nn.Sequential(shared(4, 2, generator)), gate_edges()),
         "leader": Case(nn.Sequential(shared(4, 2, generator)), torch.cat([edges, noise])),
         "odd_map": Case(nn.Sequential(odd_map(generator)), noise),
@@ -41,6 +43,7 @@ def cases() -> dict[str, Case]:
         "zeroing_mask": Case(nn.Sequential(MaskedReLU2d(torch.tensor([True, False] * 2), zero_out=True)), noise),
         "no_mask": Case(nn.Sequential(MaskedReLU2d(torch.zeros(4, dtype=torch.bool), zero_out=True)), noise),
         "layers": Case(layers(generator), noise),
+        "convolutions": Case(convolutions(generator), noise),
         "reuse": Case(reuse(generator), noise),
         "resnet": Case(tiny_resnet(None), image),
         "shared_resnet": Case(tiny_resnet(2), image),
@@ -99,6 +102,21 @@ def layers(generator: torch.Generator) -> nn.Module:
     return with_statistics(net, generator)
 
 
+def convolutions(generator: torch.Generator) -> nn.Module:
+    """Depthwise with a stride, grouped with a dilation; a bias for each position; the largest of what is left."""
+    torch.manual_seed(5)
+    net = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1, stride=(1, 2), groups=4),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 4, (1, 2), padding=(0, 1), dilation=(1, 2), groups=2, bias=False),
+        BiasMapConv2d(nn.Conv2d(4, 6, 1, bias=False), torch.randn(6, 3, 2, generator=generator)),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+    return with_statistics(net, generator)
+
+
 def reuse(generator: torch.Generator) -> nn.Module:
     """DeepReShape's ReLU-reuse: channels taken apart, one group compared, channels joined."""
     torch.manual_seed(4)
@@ -149,9 +167,8 @@ class Interval:
     def scaled(self, factor: Tensor) -> "Interval":
         return Interval(self.centre * factor, self.radius * factor.abs())
 
-    def truncated(self) -> "Interval":
-        """A local truncation gives one of the two neighbouring integers: off by less than one unit."""
-        return Interval(self.centre, self.radius + 1)
+    def widened(self, units: float) -> "Interval":
+        return Interval(self.centre, self.radius + units)
 
     def relu(self) -> "Interval":
         return _between(F.relu(self.centre - self.radius), F.relu(self.centre + self.radius))
@@ -167,6 +184,10 @@ class Interval:
             torch.where(certain_on, on.radius, torch.where(certain_off, off.radius, hull.radius)),
         )
 
+    def reshape(self, shape: tuple[int, ...]) -> "Interval":
+        """Of every image."""
+        return Interval(*(part.reshape(len(part), *shape) for part in (self.centre, self.radius)))
+
     def channels(self, index: Tensor) -> "Interval":
         return Interval(self.centre[:, index], self.radius[:, index])
 
@@ -175,8 +196,18 @@ def _between(low: Tensor, high: Tensor) -> Interval:
     return Interval((low + high) / 2, (high - low) / 2)
 
 
-def bounds(program: Program, tensors: dict[str, Tensor], images: Tensor) -> Interval:
+TRUNCATES = ("conv2d", "linear", "affine", "shared", "avg_pool2d")
+
+
+def exactly(program: Program, tensors: dict[str, Tensor], images: Tensor) -> Tensor:  # images in units of 2^-16
+    """The program's result in real arithmetic."""
+    return bounds(program, tensors, images, truncation=0).centre * UNIT
+
+
+def bounds(program: Program, tensors: dict[str, Tensor], images: Tensor, *, truncation: float = 1) -> Interval:
     """Where the program's integer result must lie, whatever the shares: exact arithmetic, one unit per truncation.
+
+    A local truncation gives one of the two neighbouring integers: off by less than one unit.
 
     A comparison whose operand may have either sign within its bound counts for both outcomes. Written apart from the
     evaluator, on plain numbers.
@@ -185,7 +216,8 @@ def bounds(program: Program, tensors: dict[str, Tensor], images: Tensor) -> Inte
     for step in program.steps:
         weights = {role: tensors[key].double() * UNIT for role, key in step.params.items()}
         inputs = [values[index] for index in step.inputs]
-        values.append(_step(program, step, inputs, values, weights, images))
+        value = _step(program, step, inputs, values, weights, images)
+        values.append(value.widened(truncation if step.op in TRUNCATES else 0))
     return values[-1]
 
 
@@ -195,10 +227,15 @@ def _step(program, step, inputs, values, weights, images) -> Interval:  # type: 
             return Interval(images.double(), torch.zeros_like(images, dtype=torch.float64))
         case "add":
             return inputs[0] + inputs[1]
+        case "sub":
+            return Interval(inputs[0].centre - inputs[1].centre, inputs[0].radius + inputs[1].radius)
         case "relu":
             return inputs[0].relu()
-        case "flatten":
-            return Interval(inputs[0].centre.flatten(1), inputs[0].radius.flatten(1))
+        case "reshape":
+            return inputs[0].reshape(step.shape)
+        case "gather":
+            flat = inputs[0].reshape((-1,)).channels(program.public[step.public["index"]])
+            return flat.reshape(step.shape)
         case "narrow":
             first = step.options["start"]
             return inputs[0].channels(torch.arange(first, first + step.options["length"]))
@@ -216,7 +253,7 @@ def _step(program, step, inputs, values, weights, images) -> Interval:  # type: 
         case "shared":
             source = values[step.gates[0]].channels(program.public[step.public["pi"]])
             on, off = inputs[0].scaled(weights["alpha"] + weights["beta"]), inputs[0].scaled(weights["beta"])
-            return source.gate(on, off).truncated()
+            return source.gate(on, off)
     return _linear_step(step, inputs[0], weights)
 
 
@@ -224,9 +261,9 @@ def _linear_step(step, x: Interval, weights) -> Interval:  # type: ignore[no-unt
     options = dict(step.options)
     if step.op == "avg_pool2d":
         pool = lambda t: F.avg_pool2d(t, options["kernel"], options["stride"], options["padding"])  # noqa: E731
-        return Interval(pool(x.centre).reshape(-1, *step.shape), pool(x.radius).reshape(-1, *step.shape)).truncated()
+        return Interval(pool(x.centre).reshape(-1, *step.shape), pool(x.radius).reshape(-1, *step.shape))
     if step.op == "affine":
-        return Interval(x.centre * weights["scale"] + weights["shift"], x.radius * weights["scale"].abs()).truncated()
+        return Interval(x.centre * weights["scale"] + weights["shift"], x.radius * weights["scale"].abs())
     apply = {"conv2d": lambda t, w: F.conv2d(t, w, **options), "linear": lambda t, w: t @ w}[step.op]
     centre = apply(x.centre, weights["weight"]) + weights.get("bias", torch.zeros(()))
-    return Interval(centre, apply(x.radius, weights["weight"].abs())).truncated()
+    return Interval(centre, apply(x.radius, weights["weight"].abs()))

@@ -1,14 +1,17 @@
 """From model to program: folding, fixed point, shapes, and the clear refusal of what is not supported."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from secure_cases import cases, layers, shared, tiny_resnet, with_statistics
+from secure_cases import bounds, cases, exactly, layers, shared, tiny_resnet, with_statistics
 from torch import fx, nn
 
+from deepshare import models
 from deepshare.fold import fold_batch_norm
+from deepshare.methods.merge import merge_linear
 from deepshare.plan import Plan, count_drelus
 from deepshare.secure import SecureError, run_model
 from deepshare.secure.baseline.jobs import Job
@@ -117,6 +120,19 @@ class Functional(nn.Module):
         return self.function(self.conv(x))
 
 
+class Added(nn.Module):
+    """A convolution's result and a buffer; with `twice` the result is read again."""
+
+    def __init__(self, constant, twice=False) -> None:
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(1, 4, 3, padding=1), twice
+        self.register_buffer("constant", constant)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.constant + y + y if self.twice else self.constant + y
+
+
 def soft() -> nn.Module:
     act = shared(4, 2, GENERATOR)
     act.soft_channels = 1
@@ -131,7 +147,12 @@ def in_place(x):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2)), r"node '_?1' \(MaxPool2d at '1'\) is not supported"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LPPool2d(2, 2)), r"node '_?1' \(LPPool2d at '1'\) is not supported"),
+        (nn.Sequential(nn.MaxPool2d(2, return_indices=True)), "must not return indices"),
+        (nn.Sequential(nn.MaxPool2d((2, 1), 1, (1, 0), (9, 1))), "a window holds no element of the image"),
+        (nn.Sequential(nn.AdaptiveMaxPool2d(3)), "divide its input evenly"),
+        (nn.Sequential(nn.ReLU6()), "clips at 6"),
+        (Functional(F.relu6), "clips at 6"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU()), "GELU at '1'.* is not supported; supported are Conv2d"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), soft()), r"SharedReLU2d at '1'.*soft_channels must be 0 \(got 1\)"),
         (nn.Sequential(nn.Conv2d(1, 4, 3, padding_mode="reflect", padding=1)), "zero padding"),
@@ -139,7 +160,11 @@ def in_place(x):
         (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "ceil_mode"),
         (Functional(torch.sigmoid), "node 'sigmoid'.*is not supported"),
         (Functional(lambda x: x + 1), "node 'add'.*constant"),
-        (Functional(lambda x: x.flatten()), "start_dim=1"),
+        (Functional(lambda x: x.flatten()), "must keep the batch as its first dimension"),
+        (Functional(lambda x: x.view(1, -1)), "must keep the batch as its first dimension"),
+        (Functional(lambda x: F.dropout(x, 0.5)), "drops values at inference too"),
+        (Added(torch.ones(1)), "must be a bias of a convolution, of its result's shape"),
+        (Added(torch.ones(4, 8, 8), twice=True), "must be a bias of a convolution"),
         (Functional(lambda x: x.mean(1)), "mean over H and W"),
         (Functional(lambda x: x.narrow(2, 0, 3)), r"must take channels, narrow\(1, start, length\)"),
         (Functional(lambda x: torch.cat([x, x], 2)), r"join earlier results along their channels, dim=1 \(got dim=2\)"),
@@ -156,6 +181,90 @@ def test_unsupported_is_refused_before_any_process_starts(model, words, monkeypa
     )
     with pytest.raises(SecureError, match=words):
         run_model(model.eval(), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
+
+
+POOLS = [
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d(3, 1, 1),
+    nn.MaxPool2d((1, 4), (2, 3), (0, 2)),
+    nn.MaxPool2d(2, 2, 1, dilation=2),
+    nn.MaxPool2d((3, 2), 2, ceil_mode=True),
+    nn.MaxPool2d(5, 3, 2, ceil_mode=True),
+    nn.MaxPool2d(1, 2),
+    nn.AdaptiveMaxPool2d(1),
+    nn.AdaptiveMaxPool2d((None, 1)),
+]
+
+
+@pytest.mark.parametrize("size", [(7, 9), (8, 6)])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_max_pooling_is_a_tournament(pool, size):
+    """Exact on integers; K - 1 comparisons a result, or fewer; each level is one relu step."""
+    images = torch.randint(-(2**30), 2**30, (2, 3, *size), generator=GENERATOR)
+    program, _ = lower(nn.Sequential(pool), (3, *size))
+    expected = pool(images.double())
+    assert torch.equal(bounds(program, {}, images).centre, expected)
+    assert program.steps[-1].shape == expected.shape[1:]
+    assert {step.op for step in program.steps} <= {"input", "gather", "narrow", "sub", "relu", "add", "concat"}
+    kernel = getattr(pool, "kernel_size", (size[0] // expected.shape[2], size[1] // expected.shape[3]))
+    taps = math.prod(kernel) if isinstance(kernel, tuple) else kernel**2
+    assert sum(step.op == "relu" for step in program.steps) == math.ceil(math.log2(taps))
+    assert program.total_drelus <= (taps - 1) * expected[0].numel()
+    assert len({step.name for step in program.steps}) == len(program.steps)
+
+
+def test_overlapping_windows_share_their_columns():
+    """ResNet's stem pool: 2 * H * W/2 comparisons of rows and 2 * H/2 * W/2 of columns are 6 a result, not 8."""
+    program, _ = lower(nn.Sequential(nn.MaxPool2d(3, 2, 1)), (1, 8, 8))
+    assert program.total_drelus == 6 * 16
+    program, _ = lower(nn.Sequential(nn.MaxPool2d(2)), (1, 8, 8))
+    assert program.total_drelus == 3 * 16
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.max_pool2d(x, 3, stride=2, padding=1),
+        lambda x: torch.max_pool2d(x, 2, ceil_mode=True),
+        lambda x: F.adaptive_max_pool2d(x, 1),
+        lambda x: F.avg_pool2d(x, x.shape[2:]).view(x.size(0), -1),
+        lambda x: F.avg_pool2d(F.dropout(x, training=False), (2, 1), (1, 2)).reshape(x.shape[0], -1),
+        lambda x: torch.relu_(x),
+    ],
+)
+def test_functions_are_lowered_as_modules_are(function):
+    net = Functional(function).eval()
+    images = torch.randn(2, 1, 7, 7, generator=GENERATOR)
+    program, tensors = lower(net, (1, 7, 7))
+    expected = net(images).double()
+    torch.testing.assert_close(exactly(program, tensors, encode(images)), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn-16-8", "vgg16-bn-fc", "mobilenetv1", "mobilenetv2", "hrn-2x5x3x"])
+def test_every_family_is_lowered(name):
+    """Depthwise convolutions, hidden linear layers, inverted residuals; the count, and what comes out."""
+    net = with_statistics(models.create(name, num_classes=3, width=4), GENERATOR)
+    images = torch.randn(2, 3, 16, 16, generator=GENERATOR)
+    program, tensors = lower(net, (3, 16, 16))
+    assert program.total_drelus == Plan.of(net, (3, 16, 16)).drelus
+    expected = net(images).double()
+    error = (exactly(program, tensors, encode(images)) - expected).abs().max()
+    assert error <= 1e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("bias_maps", [False, True])
+def test_merged_convolutions_are_lowered(bias_maps):
+    """What a culled site leaves: two convolutions as one, whose bias is another near the border."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+    merged, _ = merge_linear(net, (1, 8, 8), bias_maps=bias_maps, max_cost=math.inf)
+    program, tensors = lower(merged, (1, 8, 8))
+    convolutions = [step for step in program.steps if step.op == "conv2d"]
+    assert len(convolutions) == 2 - bias_maps
+    assert program.params[convolutions[-1].params["bias"]].shape == ((4, 8, 8) if bias_maps else (4, 1, 1))
+    images = torch.randn(2, 1, 8, 8, generator=GENERATOR)
+    expected = merged.eval()(images).double()
+    torch.testing.assert_close(exactly(program, tensors, encode(images)), expected, atol=2e-4, rtol=0)
 
 
 def test_a_relu_of_ones_own_is_lowered_as_what_it_does():

@@ -101,7 +101,7 @@ def merge_linear(
             equal inside and differs at the border, where the second saw zeros and the 5x5 goes on computing. **Finetune
             it after merging.** At equal channels it costs 25/18 of the multiplications: max_cost must allow that.
         max_cost: no merge may multiply the multiplications of its two layers by more; math.inf: the fewest layers.
-        bias_maps: whether a merge may need a bias per position (the parties of `secure.run` have no step for it).
+        bias_maps: whether a merge may need a bias per position.
 
     Returns:
         A GraphModule of its own weights, all trainable, and the report. Activations keep their paths.

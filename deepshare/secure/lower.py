@@ -1,45 +1,34 @@
-"""From a PyTorch model to a Program: trace, fold batch norms, one handler per operation.
-
-CrypTen's own converter (`nn.from_pytorch`) fails on current torch and knows no shared gates, so the walk is ours.
-"""
+"""From a PyTorch model to a Program: one method for each operation (walk.py has what they share)."""
 
 import copy
 import operator
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from deepshare.find import function_kind
+from deepshare.find import function_kind, plain_kind
 from deepshare.fold import affine_of, fold_batch_norm
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.secure.errors import SecureError
-from deepshare.secure.fixed_point import SCALE_BITS, encode
-from deepshare.secure.program import Param, Program, Step
+from deepshare.secure.fixed_point import SCALE_BITS, decode
+from deepshare.secure.max_pool import Pair, Window, passes, window_index
+from deepshare.secure.program import Program
+from deepshare.secure.walk import Walk, note_shapes, trace
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors, AvgPool2d, "
-    "AdaptiveAvgPool2d, mean over H and W, Flatten, Identity, Dropout, narrow and cat along the channels"
+    "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors or of a bias, AvgPool2d, "
+    "MaxPool2d, AdaptiveAvgPool2d, AdaptiveMaxPool2d, mean over H and W, Flatten, Identity, Dropout, "
+    "narrow and cat along the channels"
 )
-
 _CLIPS = (
     "clips at 6: a second comparison of every element, which is not supported; put a relu or shared site there "
     "(Plan.replace, convert) and finetune"
 )
-
-
-class _Tracer(fx.Tracer):
-    """Keeps the activation modules whole, as torch.nn's are.
-
-    A subclass of nn.ReLU is traced through, unlike in graph.py, where it is a site: here counts what its forward does.
-    """
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (SharedReLU2d, MaskedReLU2d)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def lower(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Program, dict[str, Tensor]]:
@@ -52,120 +41,39 @@ def lower(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Program,
         SecureError: the model cannot be traced, holds an operation that is not supported (named), has soft gates
             left, or a weight that does not fit the fixed-point range.
     """
-    graph_module = _trace(copy.deepcopy(model).cpu().eval())
+    graph_module = trace(copy.deepcopy(model).cpu().eval())
     fold_batch_norm(graph_module)
     try:
-        ShapeProp(graph_module).propagate(torch.zeros(1, *input_shape))
+        note_shapes(graph_module, input_shape)
     except Exception as error:
         raise SecureError(f"secure: the model does not run on an image {list(input_shape)}: {error}") from error
     return _Lowering(graph_module).result()
 
 
-def _trace(model: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:
-        raise SecureError(f"secure: {type(model).__name__} cannot be traced by torch.fx: {error}") from error
-    return fx.GraphModule(tracer.root, graph)
-
-
-class _Lowering:
-    """Walks one graph; `_steps` grows in call order, `_at` maps graph nodes to steps."""
-
+class _Lowering(Walk):
     def __init__(self, graph_module: fx.GraphModule) -> None:
-        self._modules = dict(graph_module.named_modules())
-        self._steps: list[Step] = []
-        self._at: dict[fx.Node, int] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self._params: dict[str, Param] = {}
-        self._public: dict[str, Tensor] = {}
         self._compared: set[tuple[int, int]] = set()
-        self._calls: Counter[str] = Counter()
-        self._output: int | None = None
-        self._position = {node: position for position, node in enumerate(graph_module.graph.nodes)}
-        for node in graph_module.graph.nodes:
-            self._visit(node)
+        super().__init__(graph_module)
 
-    def result(self) -> tuple[Program, dict[str, Tensor]]:
-        if self._output != len(self._steps) - 1:
-            raise SecureError("secure: the model must return the result of its last operation, one tensor")
-        return Program(tuple(self._steps), self._params, self._public), self._tensors
+    def _operation(self, node: fx.Node) -> Callable[[fx.Node], None]:
+        found = self._found(node)
+        if found is None:
+            raise self._refuse(node, _CLIPS if self._clips(node) else f"is not supported; supported are {SUPPORTED}")
+        return partial(found, self)
 
-    def _visit(self, node: fx.Node) -> None:
-        if node.op == "output":
-            self._output = self._at.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-        elif node.op == "placeholder":
-            if self._steps:
-                raise SecureError(f"secure: node '{node.name}': the model must take one tensor")
-            self._emit(node, "input", ())
-        else:
-            handler = self._handler(node)
-            if handler is None:
-                raise self._refuse(
-                    node, _CLIPS if self._clips(node) else f"is not supported; supported are {SUPPORTED}"
-                )
-            self._check_in_place(node)
-            handler(self, node)
-
-    def _handler(self, node: fx.Node) -> "Callable[[_Lowering, fx.Node], None] | None":
+    def _found(self, node: fx.Node) -> "Callable[[_Lowering, fx.Node], None] | None":
         if node.op == "call_module":
-            return _MODULES.get(type(self._module(node)))
+            module = self._module(node)
+            return _Lowering.relu if plain_kind(module) == "relu" else _MODULES.get(type(module))
         if node.op == "call_function":
-            return _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
-        if node.op == "call_method":
-            return _METHODS.get(str(node.target))
-        return None
+            is_relu = function_kind(node.target) == "relu"
+            return _Lowering.relu if is_relu else _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+        return _METHODS.get(str(node.target)) if node.op == "call_method" else None
 
     def _clips(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self._module(node), nn.ReLU6)
         return node.op == "call_function" and function_kind(node.target) == "relu6"
-
-    def _check_in_place(self, node: fx.Node) -> None:
-        """Shares are never overwritten, so a changed value must have no later reader."""
-        inplace = node.target is operator.iadd or (node.op == "call_method" and str(node.target).endswith("_"))
-        inplace |= bool(node.kwargs.get("inplace")) or (
-            node.op == "call_module" and getattr(self._module(node), "inplace", False)
-        )
-        source = node.args[0] if node.args else None
-        if inplace and isinstance(source, fx.Node):
-            later = [user.name for user in source.users if self._position[user] > self._position[node]]
-            if later:
-                raise self._refuse(node, f"changes '{source.name}' in place, which '{later[0]}' reads afterwards")
-
-    def _module(self, node: fx.Node) -> Any:
-        return self._modules[str(node.target)]
-
-    def _refuse(self, node: fx.Node, why: str) -> SecureError:
-        what = type(self._module(node)).__name__ if node.op == "call_module" else str(node.target)
-        place = f" at '{node.target}'" if node.op == "call_module" else ""
-        return SecureError(f"secure: node '{node.name}' ({what}{place}) {why}")
-
-    def _name(self, node: fx.Node) -> str:
-        """Module path, '@2' and so on from the second call; for functions the node's name."""
-        if node.op != "call_module":
-            return node.name
-        path = str(node.target)
-        self._calls[path] += 1
-        return path if self._calls[path] == 1 else f"{path}@{self._calls[path]}"
-
-    def _emit(self, node: fx.Node, op: str, inputs: tuple[int, ...], **fields: Any) -> None:
-        shape = tuple(node.meta["tensor_meta"].shape[1:])
-        self._at[node] = len(self._steps)
-        self._steps.append(Step(op, fields.pop("name", None) or self._name(node), inputs, shape, **fields))
-
-    def _input(self, node: fx.Node, position: int = 0) -> int:
-        argument = node.args[position] if len(node.args) > position else node.kwargs.get("input")
-        if not isinstance(argument, fx.Node) or argument not in self._at:
-            raise self._refuse(node, f"takes a constant as argument {position}, wanted an earlier result")
-        return self._at[argument]
-
-    def _param(self, name: str, role: str, value: Tensor, bits: int) -> str:
-        key = f"{name}.{role}"
-        self._tensors[key] = encode(value, bits, name=key)
-        self._params[key] = Param(tuple(value.shape), bits)
-        return key
 
     def conv2d(self, node: fx.Node) -> None:
         conv, name = self._module(node), self._name(node)
@@ -203,10 +111,31 @@ class _Lowering:
         self._emit(node, "affine", (self._input(node),), name=name, params=params)
 
     def add(self, node: fx.Node) -> None:
+        if any(isinstance(argument, fx.Node) and argument.op == "get_attr" for argument in node.args):
+            self._add_bias(node)
+            return
         left, right = self._input(node), self._input(node, 1)
         if node.kwargs or self._steps[left].shape != self._steps[right].shape:
             raise self._refuse(node, "must add two results of equal shape, without further arguments")
         self._emit(node, "add", (left, right))
+
+    def _add_bias(self, node: fx.Node) -> None:
+        """A bias for every position (`methods.merge`'s BiasMapConv2d) joins its layer's product before truncation."""
+        constants = [argument for argument in node.args if isinstance(argument, fx.Node) and argument.op == "get_attr"]
+        results = [argument for argument in node.args if isinstance(argument, fx.Node) and argument in self._at]
+        bias = self._constant(constants[0])
+        at = self._at[results[0]] if len(results) == 1 and len(results[0].users) == 1 else 0
+        step = self._steps[at]
+        alone = list(self._at.values()).count(at) == 1
+        fits = bias.shape in (step.shape, (1, *step.shape)) and step.op in ("conv2d", "linear") and not node.kwargs
+        if not (alone and fits):
+            raise self._refuse(node, "adds a constant, which must be a bias of a convolution, of its result's shape")
+        both = bias.double().reshape(step.shape)
+        if "bias" in step.params:
+            both = both + decode(self._tensors[step.params["bias"]], 2 * SCALE_BITS)
+        key = self._param(step.name, "bias", both, 2 * SCALE_BITS)
+        self._steps[at] = replace(step, params={**step.params, "bias": key})
+        self._at[node] = at
 
     def relu(self, node: fx.Node) -> None:
         self._emit(node, "relu", (self._input(node),))
@@ -239,20 +168,39 @@ class _Lowering:
         self._emit(node, "mask", (x,), name=name, public={"index": f"{name}.index"}, options=options)
 
     def avg_pool(self, node: fx.Node) -> None:
-        pool = self._module(node)
-        padding = _pair(pool.padding)
-        if pool.ceil_mode or pool.divisor_override or (padding != (0, 0) and not pool.count_include_pad):
+        pool = self._settings(node, kernel_size=None, stride=None, padding=0, **_AVERAGE)
+        padding = _pair(pool["padding"])
+        inside = padding == (0, 0) or pool["count_include_pad"]
+        if pool["ceil_mode"] or pool["divisor_override"] or not inside:
             raise self._refuse(node, "must have ceil_mode False, no divisor_override, count_include_pad True")
-        self._pool(node, _pair(pool.kernel_size), _pair(pool.stride), padding)
+        kernel = _pair(pool["kernel_size"])
+        self._average(node, kernel, _pair(pool["stride"] or kernel), padding)
 
-    def adaptive_pool(self, node: fx.Node) -> None:
-        size = self._module(node).output_size if node.op == "call_module" else _argument(node, "output_size")
-        (h, w), wanted = self._steps[self._input(node)].shape[-2:], _pair(size)
+    def max_pool(self, node: fx.Node) -> None:
+        pool = self._settings(node, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=0, return_indices=0)
+        if pool["return_indices"]:
+            raise self._refuse(node, "must not return indices")
+        kernel = _pair(pool["kernel_size"])
+        window = Window(kernel, _pair(pool["stride"] or kernel), _pair(pool["padding"]), _pair(pool["dilation"]))
+        self._maximum(node, window)
+
+    def adaptive_avg_pool(self, node: fx.Node) -> None:
+        kernel = self._adaptive_kernel(node)
+        self._average(node, kernel, kernel, (0, 0))
+
+    def adaptive_max_pool(self, node: fx.Node) -> None:
+        if self._settings(node, output_size=None, return_indices=False)["return_indices"]:
+            raise self._refuse(node, "must not return indices")
+        kernel = self._adaptive_kernel(node)
+        self._maximum(node, Window(kernel, kernel))
+
+    def _adaptive_kernel(self, node: fx.Node) -> Pair:
+        wanted = _pair(self._settings(node, output_size=None)["output_size"])
+        h, w = self._steps[self._input(node)].shape[-2:]
         out = (wanted[0] or h, wanted[1] or w)
         if h % out[0] or w % out[1]:
             raise self._refuse(node, f"must divide its input evenly (got {h}x{w} to {out[0]}x{out[1]})")
-        kernel = (h // out[0], w // out[1])
-        self._pool(node, kernel, kernel, (0, 0))
+        return h // out[0], w // out[1]
 
     def mean(self, node: fx.Node) -> None:
         source = self._input(node)
@@ -260,17 +208,61 @@ class _Lowering:
         over = sorted(dim % 4 for dim in dims if isinstance(dim, int)) if isinstance(dims, (tuple, list)) else []
         if over != [2, 3] or len(shape) != 3:
             raise self._refuse(node, f"must be the mean over H and W (got dim={dims})")
-        self._pool(node, shape[-2:], shape[-2:], (0, 0))
+        self._average(node, (shape[1], shape[2]), (shape[1], shape[2]), (0, 0))
 
-    def _pool(self, node: fx.Node, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
-        options = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": tuple(padding)}
+    def _average(self, node: fx.Node, kernel: Pair, stride: Pair, padding: Pair) -> None:
+        options = {"kernel": kernel, "stride": stride, "padding": padding}
         self._emit(node, "avg_pool2d", (self._input(node),), options=options)
 
+    def _maximum(self, node: fx.Node, window: Window) -> None:
+        """max(u, v) = v + relu(u - v), as a tournament over each window's elements (max_pool.py)."""
+        name, at = self._name(node), self._input(node)
+        out = self._shape(node)[-2:]
+        for number, (part, size) in enumerate(passes(window, _pair(self._steps[at].shape[-2:]), _pair(out)), 1):
+            channels, taps = self._steps[at].shape[0], part.taps
+            at = self._gather_windows(node, f"{name}.pass{number}", at, part, size)
+            while taps > 1:
+                at = self._play(f"{name}.pass{number}.of{taps}", at, taps, channels)
+                taps = (taps + 1) // 2
+        self._steps[at] = replace(self._steps[at], name=name)
+        self._at[node] = at
+
+    def _play(self, name: str, source: int, taps: int, channels: int) -> int:
+        """One level: half of each window's elements against the other half; one left over goes on as it is."""
+        half, image = taps // 2 * channels, self._steps[source].shape[1:]
+
+        def cut(role: str, start: int, length: int) -> int:
+            options = {"start": start, "length": length}
+            return self._append("narrow", f"{name}.{role}", (source,), (length, *image), options=options)
+
+        left, right = cut("left", 0, half), cut("right", half, half)
+        difference = self._append("sub", f"{name}.difference", (left, right), (half, *image))
+        gain = self._append("relu", f"{name}.relu", (difference,), (half, *image))
+        best = self._append("add", f"{name}.max", (right, gain), (half, *image))
+        if taps % 2 == 0:
+            return best
+        rest = cut("rest", 2 * half, channels)
+        return self._append("concat", f"{name}.joined", (best, rest), (half + channels, *image))
+
+    def _gather_windows(self, node: fx.Node, name: str, source: int, window: Window, size: Pair) -> int:
+        """A step of [taps * C, H, W]: all first taps of the windows, then all second ones, and so on."""
+        channels, *image = self._steps[source].shape
+        try:
+            index = window_index(window, channels, (image[0], image[1]), size)
+        except ValueError as error:
+            raise self._refuse(node, f"cannot be lowered: {error}") from error
+        self._public[f"{name}.index"] = index
+        public = {"index": f"{name}.index"}
+        return self._append("gather", f"{name}.windows", (source,), (window.taps * channels, *size), public=public)
+
     def flatten(self, node: fx.Node) -> None:
-        start = self._module(node).start_dim if node.op == "call_module" else _argument(node, "start_dim")
-        if start != 1 or len(node.meta["tensor_meta"].shape) != 2:
-            raise self._refuse(node, "must flatten everything but the batch (start_dim=1)")
-        self._emit(node, "flatten", (self._input(node),))
+        """Any change of shape that leaves the batch alone."""
+        self._emit(node, "reshape", (self._input(node),))
+
+    def dropout(self, node: fx.Node) -> None:
+        if self._settings(node, p=0.5, training=True)["training"]:
+            raise self._refuse(node, "drops values at inference too (training=True)")
+        self.passes(node)
 
     def narrow(self, node: fx.Node) -> None:
         """Some channels of a result: each party takes them of its own share."""
@@ -291,7 +283,10 @@ class _Lowering:
         self._at[node] = self._input(node)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+_AVERAGE = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+
+
+def _pair(value: Any) -> Pair:
     return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, value)
 
 
@@ -304,25 +299,32 @@ _MODULES: dict[type, Callable[[_Lowering, fx.Node], None]] = {
     nn.Conv2d: _Lowering.conv2d,
     nn.Linear: _Lowering.linear,
     nn.BatchNorm2d: _Lowering.batch_norm,
-    nn.ReLU: _Lowering.relu,
     SharedReLU2d: _Lowering.shared,
     MaskedReLU2d: _Lowering.mask,
     nn.AvgPool2d: _Lowering.avg_pool,
-    nn.AdaptiveAvgPool2d: _Lowering.adaptive_pool,
+    nn.MaxPool2d: _Lowering.max_pool,
+    nn.AdaptiveAvgPool2d: _Lowering.adaptive_avg_pool,
+    nn.AdaptiveMaxPool2d: _Lowering.adaptive_max_pool,
     nn.Flatten: _Lowering.flatten,
     nn.Identity: _Lowering.passes,
     nn.Dropout: _Lowering.passes,
+    nn.Dropout2d: _Lowering.passes,
 }
 _FUNCTIONS: dict[object, Callable[[_Lowering, fx.Node], None]] = {
     operator.add: _Lowering.add,
     operator.iadd: _Lowering.add,
     torch.add: _Lowering.add,
-    F.relu: _Lowering.relu,
-    torch.relu: _Lowering.relu,
     torch.flatten: _Lowering.flatten,
+    torch.reshape: _Lowering.flatten,
     torch.mean: _Lowering.mean,
     torch.cat: _Lowering.concat,
-    F.adaptive_avg_pool2d: _Lowering.adaptive_pool,
+    F.avg_pool2d: _Lowering.avg_pool,
+    F.max_pool2d: _Lowering.max_pool,
+    torch.max_pool2d: _Lowering.max_pool,
+    F.adaptive_avg_pool2d: _Lowering.adaptive_avg_pool,
+    F.adaptive_max_pool2d: _Lowering.adaptive_max_pool,
+    F.dropout: _Lowering.dropout,
+    F.dropout2d: _Lowering.dropout,
 }
 _METHODS: dict[str, Callable[[_Lowering, fx.Node], None]] = {
     "add": _Lowering.add,
@@ -330,6 +332,8 @@ _METHODS: dict[str, Callable[[_Lowering, fx.Node], None]] = {
     "relu": _Lowering.relu,
     "relu_": _Lowering.relu,
     "flatten": _Lowering.flatten,
+    "reshape": _Lowering.flatten,
+    "view": _Lowering.flatten,
     "mean": _Lowering.mean,
     "narrow": _Lowering.narrow,
 }

@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+# No message and, but for avg_pool2d's division, exact.
+LOCAL_OPS = ("add", "sub", "gather", "reshape", "narrow", "concat", "avg_pool2d")
+
 
 @dataclass(frozen=True)
 class Param:
@@ -24,13 +27,15 @@ class Step:
     """One operation. `inputs` are indices of earlier steps; `shape` is the result's, without the batch dimension.
 
     Attributes:
-        op: input, conv2d, linear, affine, add, relu, shared, mask, avg_pool2d, flatten, narrow or concat.
+        op: input, conv2d, linear, affine, relu, shared, mask; and, which each party does to its own share alone
+            (LOCAL_OPS): add and sub of two results; gather, elements by their flat index into one image; reshape to
+            [N, *shape]; narrow, some channels; concat along the channels; avg_pool2d.
         name: module path or node name, as in the model.
         params: role (weight, bias, scale, shift, alpha, beta) to key in `Program.params`.
         public: role (pi, index) to key in `Program.public`.
         gates: for `shared`, (step whose value is compared, P). Steps with equal `gates` share one comparison.
         fresh: for `shared`, True where this step makes the comparison, False for a follower.
-        options: what the operation needs besides (stride, padding, kernel, ...).
+        options: what the operation needs besides (stride, padding, kernel, ...); the result's shape is `shape`.
     """
 
     op: str
@@ -55,10 +60,10 @@ class Program:
 
     steps: tuple[Step, ...]
     params: dict[str, Param]
-    public: dict[str, Tensor]  # int64: channel maps [C] and flat indices of masked elements [K]
+    public: dict[str, Tensor]  # int64: channel maps [C]; flat indices of masked [K] and of gathered elements [elements]
 
     def drelus(self, step: Step) -> int:
-        """Comparisons the step makes for one image."""
+        """Comparisons the step makes for one image. A max pooling's count too, as relu steps; no plan lists them."""
         if step.op == "relu":
             return step.elements
         if step.op == "mask":

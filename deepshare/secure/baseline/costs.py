@@ -16,7 +16,7 @@ Sharing an input or a weight moves no byte: CrypTen draws the other party's shar
 from dataclasses import dataclass
 from math import prod
 
-from deepshare.secure.program import Program, Step
+from deepshare.secure.program import LOCAL_OPS, Program, Step
 
 WORD = 8  # bytes of a ring element
 A2B_BYTES = 16 + 6 * 32
@@ -91,7 +91,9 @@ def step_cost(program: Program, step: Step, batch: int, *, secret: bool) -> Cost
         return relu(batch * program.drelus(step))
     if step.op == "shared":
         return shared(n, step.shape[0], batch * program.drelus(step), secret=secret)
-    return Cost()
+    if step.op in ("input", *LOCAL_OPS):
+        return Cost()
+    raise AssertionError(f"unknown step {step.op}")
 
 
 def predict(program: Program, batch: int, *, secret: bool) -> list[Cost]:

@@ -97,6 +97,8 @@ class Evaluator:
                 return self._affine_end(x.mul(self._param(step, "scale")), step, "shift")
             case "add":
                 return x.add(values[step.inputs[1]])
+            case "sub":
+                return x.sub(values[step.inputs[1]])
             case "relu":
                 return x.mul(self._drelu(x))
             case "shared":
@@ -105,8 +107,11 @@ class Evaluator:
                 return self._mask(step, x)
             case "avg_pool2d":
                 return self._average(x, step)
-            case "flatten":
-                return x.flatten(start_dim=1)
+            case "gather":
+                index = self._program.public[step.public["index"]]
+                return x.flatten(start_dim=1).index_select(1, index).reshape((x.share.size(0), *step.shape))
+            case "reshape":
+                return x.reshape((x.share.size(0), *step.shape))
             case "narrow":
                 return x[:, step.options["start"] : step.options["start"] + step.options["length"]]
             case "concat":
