@@ -9,6 +9,7 @@ from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.ops import shared_relu
 from deepshare.packed_gates import PackedGates, pack_gates
 from deepshare.plan import Plan, apply_plan, count_drelus
+from deepshare.ring import PackedWeight, pack_weight, ring_conv2d, ring_linear
 from deepshare.share import shared_relu_share
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "ChannelMap",
     "MaskedReLU2d",
     "PackedGates",
+    "PackedWeight",
     "Plan",
     "SharedReLU2d",
     "allocate",
@@ -26,6 +28,9 @@ __all__ = [
     "fuse",
     "masked_relu",
     "pack_gates",
+    "pack_weight",
+    "ring_conv2d",
+    "ring_linear",
     "shared_relu",
     "shared_relu_share",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deepshare.kernels import native, reference
+from deepshare.kernels import native, reference, ring_reference
 from deepshare.kernels.packing import packed_shape
 
 _GATES = "Tensor? residual, Tensor? source, Tensor? gates, Tensor pi"
@@ -27,7 +27,12 @@ _SCHEMAS = {
         "(Tensor opened, Tensor gates, Tensor pi, Tensor alpha, Tensor beta, Tensor flip, Tensor? scale, "
         "Tensor offset, Tensor toggle, int shift, int party) -> Tensor"
     ),
+    "ring_conv2d": (
+        "(Tensor x, Tensor weight, Tensor? packed, int stride_h, int stride_w, int padding_h, int padding_w, "
+        "int dilation_h, int dilation_w, int groups) -> Tensor"
+    ),
 }
+_WITHOUT_TRITON = {"ring_conv2d"}
 
 
 def _like_first(first, *rest):  # type: ignore[no-untyped-def]
@@ -49,6 +54,14 @@ def _fake_masked_backward(grad, x, mask):  # type: ignore[no-untyped-def]
     return torch.empty_like(x), torch.empty_like(mask)
 
 
+def _fake_ring_conv2d(  # type: ignore[no-untyped-def]
+    x, weight, packed, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups
+):
+    height = (x.shape[2] + 2 * padding_h - dilation_h * (weight.shape[2] - 1) - 1) // stride_h + 1
+    width = (x.shape[3] + 2 * padding_w - dilation_w * (weight.shape[3] - 1) - 1) // stride_w + 1
+    return x.new_empty(x.shape[0], weight.shape[0], height, width)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "shared_relu": _like_first,
     "shared_relu_emit": _fake_emit,
@@ -56,6 +69,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "masked_relu": _like_first,
     "masked_relu_backward": _fake_masked_backward,
     "shared_relu_share": _like_first,
+    "ring_conv2d": _fake_ring_conv2d,
 }
 # CPU tensors only, no fakes: nothing traces them. Their other form is numpy (deepshare/secure).
 _GATE_SCHEMAS = {
@@ -81,7 +95,8 @@ for _name, _schema in _SCHEMAS.items():
     for _suffix in ("native", "triton"):
         torch.library.define(f"deepshare::{_name}_{_suffix}", _schema)
         torch.library.register_fake(f"deepshare::{_name}_{_suffix}", _FAKES[_name])
-    torch.library.impl(f"deepshare::{_name}_triton", _TRITON_DEVICES, _triton(_name))
+    if _name not in _WITHOUT_TRITON:
+        torch.library.impl(f"deepshare::{_name}_triton", _TRITON_DEVICES, _triton(_name))
 for _name, _schema in _GATE_SCHEMAS.items():
     torch.library.define(f"deepshare::{_name}_native", _schema)
 native.load()  # gives the native ops their implementations, where the extension was built
@@ -93,7 +108,7 @@ def _implementations(suffix: str) -> dict[str, Callable[..., Any]]:
 
 # backend -> raw op -> what runs it. `reference` is called directly, it needs no op.
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
-    "reference": {name: getattr(reference, name) for name in _SCHEMAS},
+    "reference": {name: getattr(ring_reference if name.startswith("ring_") else reference, name) for name in _SCHEMAS},
     "cpu": _implementations("native"),
     "triton": _implementations("triton"),
     "cuda": _implementations("native"),
@@ -175,14 +190,35 @@ def _checked_backend(op: str, name: str, device_type: str) -> str:
     return name
 
 
-def choose_backend(op: str, backend: str | None, device_type: str) -> str:
-    """The backend asked for, or the default one.
+@cache
+def _lacks(op: str, name: str, device_type: str) -> bool:
+    """Whether a backend has no such op: Triton has not all of them, a library of an older build not the newest."""
+    if name == "reference" or op not in _SCHEMAS:
+        return False
+    suffix = "triton" if name == "triton" else "native"
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(f"deepshare::{op}_{suffix}", device_type.upper())
+
+
+def choose_backend(op: str, backend: str | None, device_type: str, *, caller: str | None = None) -> str:
+    """The backend asked for, or the default one; the reference where the default one has no such op.
+
+    Args:
+        op: the raw op, and the name in messages where there is no `caller`.
+        backend: what was asked for.
+        device_type: of the tensors.
+        caller: the public function, where its name is not the op's.
 
     Raises:
         ValueError: no backend of that name, or it does not take tensors on that device.
-        RuntimeError: it is not available; the message says why.
+        RuntimeError: it is not available, or has no such op; the message says why.
     """
-    return default_backend(device_type) if backend is None else _checked_backend(op, backend, device_type)
+    if backend is None:
+        name = default_backend(device_type)
+        return "reference" if _lacks(op, name, device_type) else name
+    name = _checked_backend(caller or op, backend, device_type)
+    if _lacks(op, name, device_type):
+        raise RuntimeError(f"{caller or op}: backend {name!r} has no {op} here (built before there was one, or never)")
+    return name
 
 
 # torch.compiler.assume_constant_result, whose import of torch._dynamo takes about as long as `import torch`: Dynamo
