@@ -15,10 +15,10 @@ from deepshare.find import function_kind, plain_kind
 from deepshare.fold import affine_of, fold_batch_norm
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.secure.errors import SecureError
-from deepshare.secure.fixed_point import SCALE_BITS, decode
+from deepshare.secure.fixed_point import SCALE_BITS, encode
 from deepshare.secure.max_pool import Pair, Window, passes, window_index
 from deepshare.secure.program import Program
-from deepshare.secure.walk import Walk, note_shapes, trace
+from deepshare.secure.walk import Encoder, Walk, note_shapes, trace
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm2d, ReLU, SharedReLU2d, MaskedReLU2d, addition of two tensors or of a bias, AvgPool2d, "
@@ -31,11 +31,13 @@ _CLIPS = (
 )
 
 
-def lower(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Program, dict[str, Tensor]]:
+def lower(
+    model: nn.Module, input_shape: tuple[int, int, int], *, encoder: Encoder = encode
+) -> tuple[Program, dict[str, Tensor]]:
     """Program and integer weights of `model` in eval mode, for images of shape (C, H, W).
 
     The model is not changed. Weights are rounded to 16 fractional bits, biases to 32 (they join the product before its
-    truncation).
+    truncation); `encoder` may do otherwise.
 
     Raises:
         SecureError: the model cannot be traced, holds an operation that is not supported (named), has soft gates
@@ -47,7 +49,7 @@ def lower(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Program,
         note_shapes(graph_module, input_shape)
     except Exception as error:
         raise SecureError(f"secure: the model does not run on an image {list(input_shape)}: {error}") from error
-    return _Lowering(graph_module).result()
+    return _Lowering(graph_module).result(encoder)
 
 
 class _Lowering(Walk):
@@ -132,7 +134,7 @@ class _Lowering(Walk):
             raise self._refuse(node, "adds a constant, which must be a bias of a convolution, of its result's shape")
         both = bias.double().reshape(step.shape)
         if "bias" in step.params:
-            both = both + decode(self._tensors[step.params["bias"]], 2 * SCALE_BITS)
+            both = both + self._real[step.params["bias"]]
         key = self._param(step.name, "bias", both, 2 * SCALE_BITS)
         self._steps[at] = replace(step, params={**step.params, "bias": key})
         self._at[node] = at

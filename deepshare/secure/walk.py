@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from deepshare.secure.errors import SecureError
-from deepshare.secure.fixed_point import encode
 from deepshare.secure.program import Param, Program, Step
 from deepshare.trace import Tracer
 
+Encoder = Callable[..., Tensor]  # encoder(values, bits, name=...), as fixed_point.encode
 BATCH = 2  # of the trial run: a forward that takes its batch for a number is then seen
 _OF_SHAPES = {"size", "dim", "ndimension", "numel", "nelement", "shape", "ndim"}  # what a tensor tells without its data
 
@@ -54,7 +54,7 @@ class Walk:
         self._steps: list[Step] = []
         self._at: dict[fx.Node, int] = {}
         self._graph_module = graph_module
-        self._tensors: dict[str, Tensor] = {}
+        self._real: dict[str, Tensor] = {}  # weights, not yet rounded
         self._params: dict[str, Param] = {}
         self._public: dict[str, Tensor] = {}
         self._calls: Counter[str] = Counter()
@@ -63,10 +63,11 @@ class Walk:
         for node in graph_module.graph.nodes:
             self._visit(node)
 
-    def result(self) -> tuple[Program, dict[str, Tensor]]:
+    def result(self, encoder: Encoder) -> tuple[Program, dict[str, Tensor]]:
         if self._output != len(self._steps) - 1:
             raise SecureError("secure: the model must return the result of its last operation, one tensor")
-        return Program(tuple(self._steps), self._params, self._public), self._tensors
+        tensors = {key: encoder(real, self._params[key].bits, name=key) for key, real in self._real.items()}
+        return Program(tuple(self._steps), self._params, self._public), tensors
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
@@ -157,7 +158,7 @@ class Walk:
 
     def _param(self, name: str, role: str, value: Tensor, bits: int) -> str:
         key = f"{name}.{role}"
-        self._tensors[key] = encode(value, bits, name=key)
+        self._real[key] = value.detach().double()
         self._params[key] = Param(tuple(value.shape), bits)
         return key
 
