@@ -10,11 +10,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from deepshare.ring import PackedWeight
 from deepshare.secure.dealer import dcf_keys
 from deepshare.secure.dealer.thermometer import thermometer
 from deepshare.secure.engine import carry
 from deepshare.secure.engine.protocol import Compare, Gated, Give, Linear, Open, Operand, Protocol, Wire
-from deepshare.secure.engine.ring import apply_linear, weight_role
+from deepshare.secure.engine.ring import LINEAR, apply_linear, packed, weight_role
 from deepshare.secure.engine.streams import KEY_BYTES, Stream
 from deepshare.secure.engine.ticket import Ticket
 
@@ -33,12 +34,17 @@ class Deal:
         self.server_key = server_key or secrets.token_bytes(KEY_BYTES)
         stream, params = Stream(self.server_key), protocol.program.params
         self._masks = {key: stream.words(number, params[key].shape) for key, number in protocol.masked_params().items()}
+        self._operators = {
+            step.params[weight_role(step)]: packed(step, self._masks[step.params[weight_role(step)]])
+            for step in protocol.program.steps
+            if step.op in LINEAR and protocol.settings.secret_weights
+        }
 
     def tickets(self, number: int) -> tuple[Ticket, Ticket]:
         """The server's and the client's ticket of inference `number`; no number may be dealt twice."""
         keys = (secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES))
         public_key = secrets.token_bytes(KEY_BYTES)
-        bodies = Dealing(self.protocol, self._masks, keys, public_key).bodies()
+        bodies = Dealing(self.protocol, self._masks, self._operators, keys, public_key).bodies()
         first, second = (
             Ticket(self.version, number, self.protocol.digest, party, keys[party], public_key, bodies[party])
             for party in (0, 1)
@@ -51,14 +57,20 @@ class Dealing:
 
     Args:
         masks: B of every secret weight.
+        operators: those of the linear steps, packed.
         keys: of the two parties' streams.
         public_key: of the comparison functions' fixed-key AES.
     """
 
     def __init__(
-        self, protocol: Protocol, masks: dict[str, Tensor], keys: tuple[bytes, bytes], public_key: bytes
+        self,
+        protocol: Protocol,
+        masks: dict[str, Tensor],
+        operators: dict[str, PackedWeight | Tensor],
+        keys: tuple[bytes, bytes],
+        public_key: bytes,
     ) -> None:
-        self._protocol, self._weights, self._public_key = protocol, masks, public_key
+        self._protocol, self._weights, self._operators, self._public_key = protocol, masks, operators, public_key
         self._streams = (Stream(keys[0]), Stream(keys[1]))
         self._dealt: dict[int, Tensor] = {}  # by wire: uint8 [bytes]
         self._masks: dict[Operand, Tensor] = {}  # a
@@ -110,7 +122,7 @@ class Dealing:
     def _linear(self, action: Linear) -> None:
         """c = op(a_1, B)."""
         step = self._protocol.program.steps[action.step]
-        weight = self._weights[step.params[weight_role(step)]]
+        weight = self._operators[step.params[weight_role(step)]]
         self._share(action.product, apply_linear(step, self._client_masks[action.source.operand], weight))
 
     def _compare(self, action: Compare) -> None:

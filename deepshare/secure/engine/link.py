@@ -6,7 +6,7 @@ from typing import Protocol
 from deepshare.secure.errors import SecureError
 
 Bytes = bytes | bytearray | memoryview
-MEMORY_SECONDS = 5.0  # a thread of one process that says nothing for so long has ended or hangs
+MEMORY_SECONDS = 60.0  # a thread of one process that says nothing for so long has ended or hangs
 
 
 class Link(Protocol):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deepshare.channel_map import ChannelMap
 from deepshare.packed_gates import PackedGates, pack_gates
+from deepshare.ring import PackedWeight
 from deepshare.secure.engine import carry, dcf
 from deepshare.secure.engine.link import Link
 from deepshare.secure.engine.material import Material
@@ -29,6 +30,7 @@ from deepshare.secure.engine.ring import (
     apply_linear,
     bias_role,
     division,
+    packed,
     sum_windows,
     truncate,
     weight_role,
@@ -69,6 +71,7 @@ class Party:
         self.device = torch.device(device)
         self._known = _on(self.device, _named("public weights", known, protocol.known_params()))
         self._masked = _on(self.device, _named("masked weights", masked, list(protocol.masked_params())))
+        self._operators: dict[str, PackedWeight | Tensor] = {}
         self._maps = {
             index: _channel_map(protocol, step).to(self.device)
             for index, step in enumerate(protocol.program.steps)
@@ -86,6 +89,15 @@ class Party:
     def param(self, step: Step, role: str) -> Tensor:
         """A weight this party knows in the clear."""
         return self._known[step.params[role]]
+
+    def operator(self, step: Step) -> PackedWeight | Tensor:
+        """A linear step's weight as this party uses it: W where it knows it, else F; packed at the first use."""
+        key = step.params[weight_role(step)]
+        if key not in self._operators:
+            known = self.rank == SERVER or key in self._known
+            weight = self.param(step, weight_role(step)) if known else self.masked(step, weight_role(step))
+            self._operators[key] = packed(step, weight)
+        return self._operators[key]
 
     def masked(self, step: Step, role: str) -> Tensor:
         """F = W - B of a weight that is the server's secret."""
@@ -231,7 +243,7 @@ class Inference:
         product = self._device(self.material.words(action.product))
         if self.rank == CLIENT:
             mask = self._masks[action.source.operand]
-            share = apply_linear(step, mask, self.party.masked(step, weight_role(step))) + product
+            share = apply_linear(step, mask, self.party.operator(step)) + product
             self.values[action.step] = self._end_linear(action.step, share)
         else:
             self._products[action.step] = self._with_bias(step, product)
@@ -359,7 +371,7 @@ class Inference:
         """T(op(x - a_1, W) + bias + c_0) at the server; the client's share was made in the preparation."""
         step, operand = self._steps[action.step], action.source.operand
         own = self._masks[operand] if isinstance(action.source, Open) else self._operand(operand)
-        product = apply_linear(step, self._opened[operand] + own, self.party.param(step, weight_role(step)))
+        product = apply_linear(step, self._opened[operand] + own, self.party.operator(step))
         return self._end_linear(action.step, product + self._products.pop(action.step))
 
     def _compare(self, action: Compare) -> PackedGates:
@@ -436,7 +448,7 @@ class Inference:
             return self._device(torch.zeros(shape, dtype=torch.int64) if images is None else images)
         x = self.values[step.inputs[0]]
         if step.op in LINEAR:
-            product = apply_linear(step, x, self.party.param(step, weight_role(step)))
+            product = apply_linear(step, x, self.party.operator(step))
             return self._end_linear(index, self._with_bias(step, product))
         match step.op:
             case "add":

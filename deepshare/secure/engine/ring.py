@@ -2,9 +2,9 @@
 
 from math import prod
 
-import torch
 from torch import Tensor
 
+from deepshare.ring import PackedWeight, pack_weight, ring_conv2d, ring_linear
 from deepshare.secure.fixed_point import SCALE_BITS
 from deepshare.secure.program import Step
 
@@ -20,11 +20,16 @@ def bias_role(step: Step) -> str:
     return _ROLES[step.op][1]
 
 
-def apply_linear(step: Step, x: Tensor, weight: Tensor) -> Tensor:
-    """conv2d, linear or affine mod 2^64, without bias and truncation; x [N, *S] and weight int64."""
-    if step.op == "conv2d":
-        return torch.conv2d(x, weight, None, **step.options)
-    return x @ weight if step.op == "linear" else x * weight
+def packed(step: Step, weight: Tensor) -> PackedWeight | Tensor:
+    """A linear step's weight, rearranged once for many inferences."""
+    return weight if step.op == "affine" else pack_weight(weight, step.options.get("groups", 1))
+
+
+def apply_linear(step: Step, x: Tensor, weight: PackedWeight | Tensor) -> Tensor:
+    """conv2d, linear or affine mod 2^64, without bias and truncation; x [N, *S] int64."""
+    if isinstance(weight, Tensor) and step.op == "affine":
+        return x * weight
+    return ring_conv2d(x, weight, **step.options) if step.op == "conv2d" else ring_linear(x, weight)
 
 
 def truncate(share: Tensor, bits: int, party: int) -> Tensor:
@@ -40,8 +45,7 @@ def sum_windows(step: Step, x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     if kernel == stride and padding == (0, 0) and h % kernel[0] == 0 and w % kernel[1] == 0:
         return x.reshape(n, c, h // kernel[0], kernel[0], w // kernel[1], kernel[1]).sum((3, 5))
-    ones = x.new_ones(c, 1, *kernel)
-    return torch.conv2d(x, ones, None, stride, padding, 1, c)
+    return ring_conv2d(x, x.new_ones(c, 1, *kernel), stride=stride, padding=padding, groups=c)
 
 
 def division(step: Step) -> tuple[int, int]:
