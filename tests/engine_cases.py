@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from deepshare.secure.dealer.deal import Deal
+from deepshare.secure.engine.inference import Inference
 from deepshare.secure.engine.link import MemoryLink
-from deepshare.secure.engine.party import Client, Inference, Party, Server
+from deepshare.secure.engine.party import Client, Party, Server
 from deepshare.secure.engine.protocol import Protocol, Settings
 from deepshare.secure.engine.ticket import Ticket
 from deepshare.secure.fixed_point import encode

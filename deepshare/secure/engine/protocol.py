@@ -23,6 +23,7 @@ from deepshare.secure.fixed_point import SCALE_BITS
 from deepshare.secure.program import Program, Step
 
 PROTOCOL_VERSION = 1
+SERVER, CLIENT = 0, 1  # the parties' ranks
 BLOCK_BITS = 4  # of the carry tree's table look-up
 Secrecy = Literal["secret", "public"]
 Gate = Literal["tree", "dcf"]
