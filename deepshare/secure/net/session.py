@@ -1,0 +1,168 @@
+"""Two processes in conversation: a data connection and one of beats, tied together by a number the caller chose."""
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from deepshare.secure.errors import SecureError
+from deepshare.secure.net import messages
+from deepshare.secure.net.beats import Beats
+from deepshare.secure.net.channel import Channel
+from deepshare.secure.net.connect import CONNECT_SECONDS, Address, Party, answer, dial
+from deepshare.secure.net.keys import Identity, Role
+
+MOST_HANDSHAKES = 64  # at the same time; more wait in the system's queue
+_USES = ("data", "beats")
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A peer, the data connection to it and its signs of life."""
+
+    party: Party
+    channel: Channel
+    beats: Beats
+
+    def close(self, why: str = "") -> None:
+        """Ends both connections; `why` are the last words the peer gets."""
+        self.beats.close(why)
+
+
+def open_session(
+    address: Address, identity: Identity, role: Role, *, on_note: Callable[[dict[str, Any]], None] | None = None
+) -> Session:
+    """Connects to the `role` at `address`, within CONNECT_SECONDS.
+
+    Raises:
+        SecureError: as `dial`; it speaks another protocol version, or refuses (busy, an unknown certificate).
+    """
+    deadline = time.monotonic() + CONNECT_SECONDS
+    ticket = secrets.token_hex(16)
+    opened: list[Channel] = []
+    try:
+        for use in _USES:
+            channel, party = dial(address, identity, role, deadline=deadline)
+            opened.append(channel)
+            messages.send(channel, "hello", use=use, session=ticket)
+        messages.receive(opened[0], "hello")
+    except BaseException:
+        for channel in opened:
+            channel.close()
+        raise
+    return Session(party, opened[0], Beats(opened[1], opened[0], on_note=on_note))
+
+
+class Listener:
+    """Takes connections at `address` and hands over each session of one of `roles` whose two halves have come.
+
+    Every handshake has a thread and CONNECT_SECONDS; one that fails is refused, logged and forgotten.
+
+    Attributes:
+        address: where it listens; with port 0 the one the system chose.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        identity: Identity,
+        roles: tuple[Role, ...],
+        *,
+        admit: Callable[[Party], None],
+        on_session: Callable[[Session], None],
+        log: Log,
+    ) -> None:
+        """`admit` and then `on_session` are called in a handshake's thread, for one session at a time.
+
+        A SecureError of `admit` is told to the peer as a refusal; `on_session` owns the session and raises nothing.
+        """
+        try:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            self._sock = socket.create_server((address.host, address.port), family=family, backlog=128)
+        except OSError as error:
+            raise SecureError(f"secure: cannot listen at {address} ({error.strerror or error})") from error
+        self.address = Address(address.host, self._sock.getsockname()[1])
+        self._identity, self._roles, self._log = identity, roles, log
+        self._admit, self._on_session = admit, on_session
+        self._halves: dict[tuple[str, str], tuple[str, Channel, Party, float]] = {}
+        self._lock, self._admission = threading.Lock(), threading.Lock()
+        self._room = threading.BoundedSemaphore(MOST_HANDSHAKES)
+        self._closed = False
+        threading.Thread(target=self._accept, name="listener", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed = True
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._sock.close()
+        with self._lock:
+            for _, channel, _, _ in self._halves.values():
+                channel.close()
+            self._halves.clear()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            self._room.acquire()
+            try:
+                raw, _ = self._sock.accept()
+            except OSError as error:
+                self._room.release()
+                if not self._closed:
+                    self._log(f"cannot accept a connection: {error.strerror or error}")
+                    time.sleep(0.1)  # out of descriptors, for instance: others may be closed meanwhile
+                continue
+            threading.Thread(target=self._welcome, args=(raw,), name="handshake", daemon=True).start()
+
+    def _welcome(self, raw: socket.socket) -> None:
+        channel = None
+        try:
+            deadline = time.monotonic() + CONNECT_SECONDS
+            channel, party = answer(raw, self._identity, self._roles, deadline=deadline)
+            self._pair(channel, party, deadline)
+        except SecureError as error:
+            self._log(f"refused: {str(error).removeprefix('secure: ')}")
+            if channel is not None:
+                messages.refuse(channel, str(error))
+        finally:
+            self._room.release()
+
+    def _pair(self, channel: Channel, party: Party, deadline: float) -> None:
+        """Keeps the first half of a session, and begins the session with its second."""
+        _, hello = messages.receive(channel, "hello")
+        use = messages.text(channel, hello, "use")
+        key = (party.fingerprint, messages.text(channel, hello, "session"))
+        if use not in _USES:
+            raise SecureError(f"secure: {party.name} asked for a connection of an unknown use")
+        with self._lock:
+            self._forget_the_late()
+            other = self._halves.pop(key, None)
+            if other is None and len(self._halves) < MOST_HANDSHAKES:
+                self._halves[key] = (use, channel, party, deadline)
+                return
+        if other is None or other[0] == use:
+            raise SecureError(f"secure: {party.name} opened connections that do not belong together")
+        halves = {use: channel, other[0]: other[1]}
+        with self._admission:
+            self._begin(party, halves["data"], halves["beats"])
+
+    def _begin(self, party: Party, data: Channel, beats: Channel) -> None:
+        try:
+            self._admit(party)
+            messages.send(data, "hello")
+        except SecureError as error:
+            self._log(f"refused: {str(error).removeprefix('secure: ')}")
+            messages.refuse(data, str(error))
+            beats.close()
+        else:
+            self._on_session(Session(party, data, Beats(beats, data)))
+
+    def _forget_the_late(self) -> None:
+        now = time.monotonic()
+        for key in [key for key, (*_, deadline) in self._halves.items() if now > deadline]:
+            self._halves.pop(key)[1].close()
