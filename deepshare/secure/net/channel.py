@@ -66,6 +66,7 @@ class Channel:
                     self._drain()
                 continue
             except OSError as error:
+                self._drain()  # the peer's reason may have come: TLS's alert is raised here
                 raise self._lost(explain(error)) from error
             self.sent += count
             view = view[count:]

@@ -4,6 +4,7 @@ import hashlib
 import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from deepshare.secure.net.channel import Channel, explain
 from deepshare.secure.net.keys import Identity, Role, role_of
 
 CONNECT_SECONDS = 8.0  # for TCP, TLS and the first message together
+REFUSAL_SECONDS = 0.5  # for the peer to read why
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,15 @@ def answer(
 def _shake_hands(
     raw: socket.socket, identity: Identity, name: str, roles: tuple[Role, ...], deadline: float, *, listening: bool
 ) -> tuple[Channel, Party]:
+    sock = _wrapped(raw, identity, deadline, listening=listening)
     try:
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw.settimeout(_left(deadline))
-        sock = identity.context(listening=listening).wrap_socket(raw, server_side=listening)
+        sock.do_handshake()
     except TimeoutError as error:
-        raw.close()
+        sock.close()
         raise SecureError(f"secure: {name} did not answer in time (stopped, or no deepshare is there)") from error
     except OSError as error:
-        raw.close()
+        _end_refused(sock)
         raise SecureError(f"secure: {name} {explain(error)}") from error
-    except SecureError:
-        raw.close()
-        raise
     role = role_of(sock.getpeercert())
     if listening:
         name = f"the {_common_name(sock)} ({Address(*sock.getpeername()[:2])})"
@@ -101,6 +99,27 @@ def _shake_hands(
         channel.close()
         raise SecureError(why)
     return channel, Party(role, name, _fingerprint(sock))
+
+
+def _wrapped(raw: socket.socket, identity: Identity, deadline: float, *, listening: bool) -> ssl.SSLSocket:
+    try:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.settimeout(_left(deadline))
+        context = identity.context(listening=listening)
+        return context.wrap_socket(raw, server_side=listening, do_handshake_on_connect=False)
+    except (OSError, SecureError) as error:
+        raw.close()
+        raise SecureError(str(error)) from error
+
+
+def _end_refused(sock: ssl.SSLSocket) -> None:
+    """Lets TLS's alert arrive: to close with bytes unread would reset the connection and may lose it."""
+    with suppress(OSError):
+        sock.settimeout(REFUSAL_SECONDS)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):
+            pass
+    sock.close()
 
 
 def _common_name(sock: ssl.SSLSocket) -> str:

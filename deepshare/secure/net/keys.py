@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from deepshare.files import write_whole
 from deepshare.secure.errors import SecureError
 
 if TYPE_CHECKING:
@@ -156,19 +157,23 @@ class _Authority:
             builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self.key, None)
 
+    @property
+    def pem(self) -> bytes:
+        return _certificate_pem(self.certificate)
+
     def save(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
-        _write(folder / "key.pem", _key_pem(self.key))
-        _write(folder / "cert.pem", _certificate_pem(self.certificate))
+        write_whole(folder / "key.pem", _key_pem(self.key), mode=0o600)
+        write_whole(folder / "cert.pem", self.pem, mode=0o600)
 
 
 def _save_party(folder: Path, authority: _Authority, name: str) -> None:
     _, ed25519 = _cryptography()
     key = ed25519.Ed25519PrivateKey.generate()
     folder.mkdir(mode=0o700)
-    _write(folder / "key.pem", _key_pem(key))
-    _write(folder / "cert.pem", _certificate_pem(authority.issue(name, name.split("-")[0], key.public_key())))
-    _write(folder / "ca.pem", _certificate_pem(authority.certificate))
+    issued = authority.issue(name, name.split("-")[0], key.public_key())
+    for file, content in (("key", _key_pem(key)), ("cert", _certificate_pem(issued)), ("ca", authority.pem)):
+        write_whole(folder / f"{file}.pem", content, mode=0o600)
 
 
 def _builder(name: str, issuer: str, public_key: Any, days: int) -> "x509.CertificateBuilder":
@@ -211,14 +216,6 @@ def _certificate_pem(certificate: "x509.Certificate") -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return certificate.public_bytes(Encoding.PEM)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file that is 0600 before its first byte."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_certificate(path: Path) -> "x509.Certificate":

@@ -17,7 +17,6 @@ from deepshare.secure.net.connect import CONNECT_SECONDS, Address, Party, answer
 from deepshare.secure.net.keys import Identity, Role
 
 MOST_HANDSHAKES = 64  # at the same time; more wait in the system's queue
-_USES = ("data", "beats")
 
 Log = Callable[[str], None]
 
@@ -44,14 +43,14 @@ def open_session(
         SecureError: as `dial`; it speaks another protocol version, or refuses (busy, an unknown certificate).
     """
     deadline = time.monotonic() + CONNECT_SECONDS
-    ticket = secrets.token_hex(16)
+    name = secrets.token_hex(16)
     opened: list[Channel] = []
     try:
-        for use in _USES:
+        for use in ("data", "beats"):
             channel, party = dial(address, identity, role, deadline=deadline)
             opened.append(channel)
-            messages.send(channel, "hello", use=use, session=ticket)
-        messages.receive(opened[0], "hello")
+            messages.send(channel, "hello", use=use, session=name)
+            messages.receive(opened[0], "hello")  # to the first half: known; to the second: admitted
     except BaseException:
         for channel in opened:
             channel.close()
@@ -90,7 +89,7 @@ class Listener:
         self.address = Address(address.host, self._sock.getsockname()[1])
         self._identity, self._roles, self._log = identity, roles, log
         self._admit, self._on_session = admit, on_session
-        self._halves: dict[tuple[str, str], tuple[str, Channel, Party, float]] = {}
+        self._halves: dict[tuple[str, str], tuple[Channel, float]] = {}  # by certificate and session
         self._lock, self._admission = threading.Lock(), threading.Lock()
         self._room = threading.BoundedSemaphore(MOST_HANDSHAKES)
         self._closed = False
@@ -102,7 +101,7 @@ class Listener:
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._sock.close()
         with self._lock:
-            for _, channel, _, _ in self._halves.values():
+            for channel, _ in self._halves.values():
                 channel.close()
             self._halves.clear()
 
@@ -135,21 +134,18 @@ class Listener:
     def _pair(self, channel: Channel, party: Party, deadline: float) -> None:
         """Keeps the first half of a session, and begins the session with its second."""
         _, hello = messages.receive(channel, "hello")
-        use = messages.text(channel, hello, "use")
         key = (party.fingerprint, messages.text(channel, hello, "session"))
-        if use not in _USES:
-            raise SecureError(f"secure: {party.name} asked for a connection of an unknown use")
         with self._lock:
             self._forget_the_late()
-            other = self._halves.pop(key, None)
-            if other is None and len(self._halves) < MOST_HANDSHAKES:
-                self._halves[key] = (use, channel, party, deadline)
+            if messages.text(channel, hello, "use") == "data" and len(self._halves) < MOST_HANDSHAKES:
+                self._halves[key] = (channel, deadline)
+                messages.send(channel, "hello")
                 return
-        if other is None or other[0] == use:
+            data = self._halves.pop(key, None)
+        if data is None:
             raise SecureError(f"secure: {party.name} opened connections that do not belong together")
-        halves = {use: channel, other[0]: other[1]}
         with self._admission:
-            self._begin(party, halves["data"], halves["beats"])
+            self._begin(party, data[0], channel)
 
     def _begin(self, party: Party, data: Channel, beats: Channel) -> None:
         try:
@@ -164,5 +160,5 @@ class Listener:
 
     def _forget_the_late(self) -> None:
         now = time.monotonic()
-        for key in [key for key, (*_, deadline) in self._halves.items() if now > deadline]:
-            self._halves.pop(key)[1].close()
+        for key in [key for key, (_, deadline) in self._halves.items() if now > deadline]:
+            self._halves.pop(key)[0].close()
