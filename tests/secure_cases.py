@@ -29,16 +29,18 @@ class Case:
 def cases() -> dict[str, Case]:
     generator = torch.Generator().manual_seed(0)
     edges = EDGES.repeat(4, 1).reshape(1, 4, 3, 4)
-    noise = torch.randn(3, 4, 3, 4, generator=generator)
-    image = torch.randn(3, 1, 8, 8, generator=generator)
+    noise = torch.randn(2, 4, 3, 4, generator=generator)
+    image = torch.randn(2, 1, 8, 8, generator=generator)
+    odd = torch.tensor([[1, 0], [0, 1]]).repeat(2, 2)[:3].expand(4, 3, 4) > 0
     return {
         "relu": Case(nn.Sequential(nn.ReLU()), edges),
-        "max_pool": Case(nn.Sequential(nn.MaxPool2d(3, 2, 1)), torch.cat([edges, noise])),
+        "max_pool": Case(nn.Sequential(nn.MaxPool2d(3, 2, 1)), torch.cat([edges, noise[:1]])),
         "gate": Case(nn.Sequential(shared(4, 2, generator)), gate_edges()),
         "leader": Case(nn.Sequential(shared(4, 2, generator)), torch.cat([edges, noise])),
         "odd_map": Case(nn.Sequential(odd_map(generator)), noise),
         "follower": Case(LeaderFollower(generator), noise),
         "mask": Case(nn.Sequential(MaskedReLU2d(torch.rand(4, 3, 4, generator=generator) > 0.5)), noise),
+        "checkered_mask": Case(nn.Sequential(MaskedReLU2d(odd)), noise),
         "channel_mask": Case(nn.Sequential(MaskedReLU2d(torch.tensor([True, False, False, True]))), noise),
         "zeroing_mask": Case(nn.Sequential(MaskedReLU2d(torch.tensor([True, False] * 2), zero_out=True)), noise),
         "no_mask": Case(nn.Sequential(MaskedReLU2d(torch.zeros(4, dtype=torch.bool), zero_out=True)), noise),
@@ -133,10 +135,10 @@ def with_statistics(net: nn.Module, generator: torch.Generator) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def tiny_resnet(prototypes: int | None) -> nn.Module:
-    """ResNet18 of width 4 on 1x8x8; with `prototypes`, one group per stage, its first site leading."""
+def tiny_resnet(prototypes: int | None, name: str = "resnet10") -> nn.Module:
+    """A ResNet of width 4 on 1x8x8; with `prototypes`, one group per stage, its first site leading."""
     torch.manual_seed(2)
-    net = models.create("resnet18", num_classes=10, width=4, stem_relu=True, in_channels=1)
+    net = models.create(name, num_classes=10, width=4, stem_relu=True, in_channels=1)
     plan = Plan.of(net, (1, 8, 8))
     if prototypes is not None:
         plan = grouped(plan, prototypes)

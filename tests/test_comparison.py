@@ -8,10 +8,10 @@ from deepshare.analysis.comparison import NetworkResult, comparison_table, plot_
 from deepshare.secure import SecureReport
 
 ALL_RELU = SecureReport(
-    network="net", weights="public", provider="TFP", device="CPU", transport="loopback", batch=1, images=20,
-    drelus=7680, rounds=145, server_bytes=2_000_000, client_bytes=1_500_000, predicted_rounds=145,
-    predicted_bytes=3_500_000, seconds_online=0.6, seconds_dealing=0.1, agreement=1.0, accuracy_secure=0.9,
-    accuracy_plain=0.9, sites=(),
+    network="net", convention="", weights="public", provider="TFP", device="CPU", transport="loopback", batch=1,
+    images=20, drelus=7680, rounds=145, server_bytes=2_000_000, client_bytes=1_500_000, dealer_bytes=0,
+    predicted_rounds=145, predicted_bytes=3_500_000, seconds_online=0.6, seconds_dealing=0.1, agreement=1.0,
+    accuracy_secure=0.9, accuracy_plain=0.9, sites=(),
 )  # fmt: skip
 SHARED = replace(ALL_RELU, drelus=240, rounds=49, server_bytes=100_000, client_bytes=200_000, seconds_online=0.2)
 RESULTS = [

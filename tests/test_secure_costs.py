@@ -1,9 +1,12 @@
 """The cost formulas against published and measured totals; test_secure_layers.py holds them against the counters."""
 
 import pytest
+import torch
 from secure_cases import grouped
+from torch import nn
 
 from deepshare import models
+from deepshare.nn import MaskedReLU2d, SharedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.secure.baseline import costs
 from deepshare.secure.baseline.costs import Cost
@@ -18,6 +21,24 @@ def test_formulas_per_element():
     assert costs.relu(1).comm_bytes == 464
     assert costs.open_to_client(10) == Cost(1, 80, 0)
     assert costs.drelu(0) == costs.relu(0) == Cost()
+
+
+@pytest.mark.parametrize(
+    ("model", "secret", "sent"),
+    [  # words for one image of 4 * 9 elements: a DReLU takes 13 + 1, a product 1 a result
+        (nn.ReLU(), False, 15 * 36),
+        (MaskedReLU2d(torch.tensor([True, False, False, False])), True, 15 * 9),
+        (SharedReLU2d(4, 2), False, 14 * 18 + 36),
+        (SharedReLU2d(4, 2), True, 14 * 18 + 36 + 36),
+        (nn.Conv2d(4, 5, 2), False, 0),
+        (nn.Conv2d(4, 5, 2), True, 5 * 4),
+        (nn.MaxPool2d(3), False, 15 * 8 * 4),
+    ],
+)
+def test_words_the_dealer_sends(model, secret, sent):
+    program, _ = lower(nn.Sequential(model), (4, 3, 3))
+    assert costs.dealt(program, 1, secret=secret) == 8 * sent
+    assert costs.dealt(program, 3, secret=secret) == 3 * 8 * sent
 
 
 @pytest.mark.parametrize(

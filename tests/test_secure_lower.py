@@ -309,6 +309,7 @@ def test_a_weight_out_of_range_is_named():
     ("changed", "words"),
     [
         ({"weights": "hidden"}, "weights must be 'public' or 'secret'"),
+        ({"provider": "HE"}, "provider must be 'TFP' or 'TTP'"),
         ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "images must be a float tensor"),
         ({"images": torch.zeros(1, 8, 8)}, "images must be a float tensor"),
         ({"images": torch.zeros(2, 1, 8, 8).fill_(float("nan"))}, "images must be finite"),

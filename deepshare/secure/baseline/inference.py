@@ -27,8 +27,9 @@ def run_job(
 
     Returns:
         spent: (rounds, comm_bytes) per step and for the opening, of a full batch; online, dealing: seconds per batch;
-        sizes: images per batch; received: names of the tensors this party was given; logits
-        (client): int64 [N, classes].
+        dealt: bytes per batch the dealer sent this party; undealt: comm_bytes of a full batch, its triples requested as
+        it went; sizes: images per batch; received: names of the tensors this party was given; logits (client): int64
+        [N, classes].
     """
     program = Program.from_plain(job["program"])
     names = [step.name for step in program.steps]
@@ -37,17 +38,21 @@ def run_job(
     )
     material = Material(crypten, lambda: on_progress("dealing"))
     batches = _Batches(evaluator, program, job)
+    result: dict[str, Any] = {"online": [], "dealing": [], "dealt": [], "sizes": batches.sizes, "logits": []}
     for size in sorted(set(batches.sizes), reverse=True):
+        before = evaluator.counters()[1]
         material.record(size, lambda: batches.run(batches.sizes.index(size)))  # noqa: B023 (called at once)
-    result: dict[str, Any] = {"online": [], "dealing": [], "sizes": batches.sizes, "logits": [], "spent": None}
+        result.setdefault("undealt", evaluator.counters()[1] - before)
     for index, size in enumerate(batches.sizes):
-        result["dealing"].append(material.deal(size))
+        seconds, received = material.deal(size)
+        result["dealing"].append(seconds)
+        result["dealt"].append(received)
         crypten.communicator.get().barrier()
         start = time.perf_counter()
         logits, spent = batches.run(index)
         result["online"].append(time.perf_counter() - start)
         material.assert_used_up()
-        result["spent"] = result["spent"] or spent
+        result.setdefault("spent", spent)
         if logits is not None:
             result["logits"].append(logits)
         on_images(size)

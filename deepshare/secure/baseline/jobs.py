@@ -15,6 +15,7 @@ from torch import Tensor
 from deepshare.secure.program import Program
 
 Weights = Literal["public", "secret"]
+Provider = Literal["TFP", "TTP"]  # CrypTen's names: who makes the triples
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Starts the two parties as fresh processes on loopback, watches them, and takes their results.
+"""Starts the parties, and with provider TTP the dealer, as fresh processes on loopback; watches and hears them.
 
 A party that dies is noticed within a second, one that is stopped or hangs within `stall_seconds`; either ends the run
-with a SecureError, both processes gone and the working folder removed.
+with a SecureError, all processes gone and the working folder removed.
 """
 
 import json
@@ -24,8 +24,9 @@ from deepshare.secure.baseline.crypten_import import require_crypten
 from deepshare.secure.baseline.party import PEER_LOST
 from deepshare.secure.errors import SecureError
 
-ROLES = ("server", "client")
-CLIENT = 1
+ROLES = ("server", "client", "dealer")
+PARTIES, CLIENT = 2, 1
+SCRIPT = Path(__file__).with_name("party.py")
 STALL_SECONDS = 25.0
 POLL_SECONDS = 0.05
 WORK_SECONDS = 0.25  # CPU time that counts as progress within one long step; a waiting party's beats use a tenth of it
@@ -37,7 +38,7 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass
 class Party:
-    """One party's process as the parent sees it."""
+    """A party's or the dealer's process as the parent sees it."""
 
     rank: int
     stderr: Path
@@ -54,7 +55,7 @@ class Party:
 
     @property
     def label(self) -> str:
-        return f"party {self.rank} ({ROLES[self.rank]})"
+        return "the dealer" if self.rank == PARTIES else f"party {self.rank} ({ROLES[self.rank]})"
 
     def listen(self) -> bool:
         """Takes the beats that have come; False at the end of the pipe."""
@@ -75,12 +76,17 @@ class Party:
 
 
 def run_jobs(
-    job_list: Sequence[jobs.Job], *, stall_seconds: float = STALL_SECONDS, progress: Progress | None = None
+    job_list: Sequence[jobs.Job],
+    *,
+    provider: jobs.Provider = "TFP",
+    stall_seconds: float = STALL_SECONDS,
+    progress: Progress | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Runs the jobs one after another in one pair of processes; results[rank][job] as inference.run_job returns them.
 
     Args:
-        job_list: each party is given its own view of each job.
+        job_list: each party is given its own view of each job; the dealer none.
+        provider: "TFP": party 0 makes the triples. "TTP": a third process does.
         stall_seconds: a party silent, or both without progress, for that long ends the run.
         progress: called with (0, images), then as images are done, at most some times a second, last with all done.
 
@@ -90,25 +96,25 @@ def run_jobs(
     require_crypten()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepshare-secure-")))
-        parties = [_start(rank, folder, job_list, stack) for rank in (0, 1)]
+        ranks = range(PARTIES + (provider == "TTP"))
+        parties = [_start(rank, provider, folder, job_list, stack) for rank in ranks]
         total = sum(len(job.images) for job in job_list)
         tell = _Teller(progress, total)
         _watch(parties, stall_seconds, lambda: tell(parties[CLIENT].images))
         tell(total)  # the parties' last beats may be older than their last images
-        return [jobs.load(party.result) for party in parties]
+        return [jobs.load(party.result) for party in parties[:PARTIES]]
 
 
-def _start(rank: int, folder: Path, job_list: Sequence[jobs.Job], stack: ExitStack) -> Party:
+def _start(rank: int, provider: jobs.Provider, folder: Path, job_list: Sequence[jobs.Job], stack: ExitStack) -> Party:
     stderr = folder / f"{ROLES[rank]}.stderr"
     result = stack.enter_context(jobs.nameless(folder))
     reading, writing = os.pipe()
     stack.callback(os.close, reading)
-    script = Path(__file__).with_name("party.py")
     with open(writing, "wb") as signals, open(stderr, "wb") as errors, jobs.nameless(folder) as job:
-        jobs.save([job.view(rank) for job in job_list], job)
+        jobs.save([job.view(rank) for job in job_list if rank < PARTIES], job)
         given = (job.fileno(), result.fileno(), signals.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-P", str(script), str(rank), str(folder), *map(str, given)],
+            [sys.executable, "-P", str(SCRIPT), str(rank), provider, str(folder), *map(str, given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -120,12 +126,12 @@ def _start(rank: int, folder: Path, job_list: Sequence[jobs.Job], stack: ExitSta
 
 
 def _environment(rank: int, folder: Path) -> dict[str, str]:
-    """One core a party, a fresh rendezvous, gloo kept on the loopback interface."""
+    """One core a process, a fresh rendezvous, gloo kept on the loopback interface."""
     package_root = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
     own = {
         "RANK": str(rank),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(PARTIES),  # CrypTen adds the dealer, rank 2, by itself
         "RENDEZVOUS": f"file://{folder}/rendezvous",
         "DISTRIBUTED_BACKEND": "gloo",
         "OMP_NUM_THREADS": "1",

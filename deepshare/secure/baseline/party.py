@@ -1,4 +1,6 @@
-"""Process of one party: `python -P party.py RANK FOLDER JOB_FD RESULT_FD SIGNAL_FD`, started by launcher.py.
+"""Process of one party, or of provider TTP's dealer, started by launcher.py:
+
+    python -P party.py RANK PROVIDER FOLDER JOB_FD RESULT_FD SIGNAL_FD
 
 Nothing heavy is imported before the first sign of life, so that the parent can tell a stopped party from a starting
 one. The party dies with its parent: its standard input is a pipe that the parent never writes to and that closes with
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+DEALER = 2  # its rank, with provider TTP
 BEAT_SECONDS = 0.25
 PEER_LOST = 3  # exit code of a party whose peer went away: the parent then blames the other
 PARENT_LOST = 4
@@ -62,18 +65,29 @@ def _end_without_parent(folder: Path) -> None:
     os._exit(PARENT_LOST)
 
 
-def _run(job_file: int, result_file: int, signals: Signals) -> None:
+def _run(rank: int, provider: str, job_file: int, result_file: int, signals: Signals) -> None:
     import torch
 
-    from deepshare.secure.baseline import jobs
     from deepshare.secure.baseline.crypten_import import load_crypten
-    from deepshare.secure.baseline.inference import run_job
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     signals.progress("importing CrypTen")
     crypten = load_crypten()
+    crypten.cfg.mpc.provider = provider
     signals.progress("connecting")
+    if rank == DEALER:
+        from deepshare.secure.baseline.dealer import serve
+
+        serve(crypten, lambda: signals.progress("dealing"))
+    else:
+        _run_jobs(crypten, job_file, result_file, signals)
+
+
+def _run_jobs(crypten: Any, job_file: int, result_file: int, signals: Signals) -> None:
+    from deepshare.secure.baseline import jobs
+    from deepshare.secure.baseline.inference import run_job
+
     crypten.init()
     with open(job_file, "rb") as file:
         own_jobs = jobs.load(file)
@@ -84,25 +98,26 @@ def _run(job_file: int, result_file: int, signals: Signals) -> None:
     crypten.uninit()
 
 
-def main(rank: int, folder: Path, job_file: int, result_file: int, descriptor: int) -> int:
-    """Exit code 0 with a result, PEER_LOST if the connection broke; any other error leaves its traceback.
+def main(rank: int, provider: str, folder: Path, job_file: int, result_file: int, descriptor: int) -> int:
+    """Exit code 0 when done, PEER_LOST if a connection broke; any other error leaves its traceback.
 
     Args:
+        rank: 0 the server, 1 the client, 2 the dealer; provider: TFP or TTP, CrypTen's names.
         folder: the run's working folder, for the run alone: removed if the parent goes.
         job_file, result_file, descriptor: open files to read the jobs from, to write the results and the beats to.
     """
     _die_with_parent(folder)
     signals = Signals(descriptor, folder)
     try:
-        _run(job_file, result_file, signals)
+        _run(rank, provider, job_file, result_file, signals)
     except RuntimeError as error:
         lost = ("onnection closed", "onnection reset", "roken pipe", "Socket closed", "onnection refused", "Timed out")
         if any(phrase in str(error) for phrase in lost):
-            print(f"lost the connection to party {1 - rank}: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"party {rank} lost a connection: {str(error).splitlines()[0]}", file=sys.stderr)
             return PEER_LOST
         raise
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:6])))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:7])))

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from deepshare.secure.baseline import costs
 from deepshare.secure.baseline.crypten_import import require_crypten
-from deepshare.secure.baseline.jobs import Job, Weights
+from deepshare.secure.baseline.jobs import Job, Provider, Weights
 from deepshare.secure.baseline.launcher import STALL_SECONDS, Progress, run_jobs
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program
-from deepshare.secure.report import PROVIDER, SecureReport, SiteCost
+from deepshare.secure.report import SecureReport, SiteCost
 
 if TYPE_CHECKING:
     from deepshare.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ def run(
     labels: Tensor,  # [N] integer
     *,
     weights: Weights = "public",
+    provider: Provider = "TFP",
     batch: int = 1,
     stall_seconds: float = STALL_SECONDS,
     name: str | None = None,
@@ -43,8 +44,9 @@ def run(
         checkpoint: the file, or what `load_checkpoint` made of it.
         weights: "public": both parties know the weights, alpha and beta, linear layers are free. "secret": only the
             server does; the client's process is given shapes, channel maps and masks.
+        provider: who makes the triples. "TFP": party 0 itself, a stand-in that knows them all. "TTP": a third process.
         batch: images per inference. Costs and seconds are those of one batch.
-        stall_seconds: a party silent, or both without progress, for that long ends the run.
+        stall_seconds: a party silent for half of that, or all without progress for as long, ends the run.
         name: of the network in the report; by default the file, of a loaded checkpoint the model's name.
         progress: called with (images done, images in all): first with none, last with all done. What it raises ends
             the run.
@@ -55,6 +57,7 @@ def run(
         CheckpointError: the checkpoint is damaged.
     """
     from deepshare.checkpoint import Checkpoint, load_checkpoint  # here: the parties need no model code
+    from deepshare.models import convention
 
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     if name is None:
@@ -62,8 +65,14 @@ def run(
     if list(images.shape[1:]) != loaded.spec["input_size"]:
         wanted = loaded.spec["input_size"]
         raise SecureError(f"secure: images must be [N, *{wanted}], as {name} (got {list(images.shape)})")
-    settings: dict[str, Any] = {"weights": weights, "batch": batch, "stall_seconds": stall_seconds}
-    return run_model(loaded.model, images, labels, name=name, progress=progress, **settings)
+    counted = convention(loaded.spec.get("stem_relu", False), loaded.spec["name"])
+    settings: dict[str, Any] = {
+        "weights": weights,
+        "provider": provider,
+        "batch": batch,
+        "stall_seconds": stall_seconds,
+    }
+    return run_model(loaded.model, images, labels, name=name, convention=counted, progress=progress, **settings)
 
 
 def run_model(
@@ -72,27 +81,36 @@ def run_model(
     labels: Tensor,
     *,
     name: str = "model",
+    convention: str = "not stated",
     weights: Weights = "public",
+    provider: Provider = "TFP",
     batch: int = 1,
     stall_seconds: float = STALL_SECONDS,
     progress: Progress | None = None,
 ) -> SecureReport:
-    """`run` for a model in memory; it is taken in eval mode and not changed."""
-    _check(images, labels, weights, batch)
+    """`run` for a model in memory; it is taken in eval mode and not changed.
+
+    Args:
+        convention: which ReLUs the network's name stands for (`models.convention`), for the report.
+    """
+    _check(images, labels, weights, provider, batch)
     require_crypten()
     images = images.detach().cpu()  # the parties compute on the CPU
     program, tensors = lower(model, (images.shape[1], images.shape[2], images.shape[3]))
     job = Job(program, tensors, encode(images, name="images"), weights, batch)
     plain = _plain_logits(model, images)
-    (server,), (client,) = run_jobs([job], stall_seconds=stall_seconds, progress=progress)
+    (server,), (client,) = run_jobs([job], provider=provider, stall_seconds=stall_seconds, progress=progress)
     if server["spent"] != client["spent"]:
         raise SecureError("secure: the parties counted different rounds or bytes")
-    return _report(name, job, client, server, plain, labels)
+    names = {"network": name, "convention": convention, "provider": provider}
+    return _report(names, job, client, server, plain, labels)
 
 
-def _check(images: Tensor, labels: Tensor, weights: str, batch: int) -> None:
+def _check(images: Tensor, labels: Tensor, weights: str, provider: str, batch: int) -> None:
     if weights not in get_args(Weights):
         raise SecureError(f"secure: weights must be 'public' or 'secret' (got {weights!r})")
+    if provider not in get_args(Provider):
+        raise SecureError(f"secure: provider must be 'TFP' or 'TTP' (got {provider!r})")
     if images.dim() != 4 or not images.is_floating_point() or not len(images):
         raise SecureError(
             f"secure: images must be a float tensor [N, C, H, W], normalised as in training, N >= 1 "
@@ -115,7 +133,7 @@ def _plain_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _report(
-    name: str, job: Job, client: dict[str, Any], server: dict[str, Any], plain: Tensor, labels: Tensor
+    names: dict[str, str], job: Job, client: dict[str, Any], server: dict[str, Any], plain: Tensor, labels: Tensor
 ) -> SecureReport:
     predicted = costs.total(costs.predict(job.program, job.batch, secret=job.weights == "secret"))
     sites = _sites(job.program, client["spent"])
@@ -123,9 +141,8 @@ def _report(
     full = [index for index, size in enumerate(client["sizes"]) if size == job.batch]
     secure_class, plain_class, truth = decode(client["logits"]).argmax(1), plain.argmax(1), labels.cpu()
     return SecureReport(
-        network=name,
+        **names,
         weights=job.weights,
-        provider=PROVIDER,
         device="CPU, one core a party",
         transport="loopback, gloo",
         batch=job.batch,
@@ -134,6 +151,7 @@ def _report(
         rounds=sum(site.rounds for site in sites),
         server_bytes=exchanged + opened,
         client_bytes=exchanged,
+        dealer_bytes=server["dealt"][full[0]],
         predicted_rounds=predicted.rounds,
         predicted_bytes=predicted.comm_bytes,
         seconds_online=median(client["online"][index] for index in full),
