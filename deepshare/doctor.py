@@ -23,7 +23,8 @@ def report() -> str:
         "Triton": _triton,
         "Backends of shared_relu": _backends,
         "Used for tensors on": _choice,
-        "CrypTen (deepshare secure)": _crypten,
+        "Two-party inference (deepshare secure)": _secure,
+        "CrypTen (its baseline)": _crypten,
         "Optional packages": _optional,
     }
     return "\n".join(line for title, section in sections.items() for line in (title, *_indented(section)))
@@ -114,13 +115,24 @@ def _choice() -> Iterator[str]:
         yield f"{device:<10}{chosen} ({' and '.join(passed) + ' not available' if passed else 'the first choice'})"
 
 
+def _secure() -> Iterator[str]:
+    """Engine, dealer and links: what they take beside torch."""
+    version = _version("cryptography")
+    if version is None:
+        yield "cryptography missing: neither dealer nor links between machines; pip install 'deepshare[secure]'"
+        return
+    from cryptography.hazmat.backends.openssl import backend
+
+    yield f"cryptography {version}, {backend.openssl_version_text()}"
+
+
 def _crypten() -> Iterator[str]:
     from deepshare.secure.baseline.crypten_import import INSTALL, load_crypten, missing_modules
 
     if missing := missing_modules():
         yield f"missing: {', '.join(missing)}"
         yield f"install: {INSTALL}"
-        yield "(plain `pip install crypten` fails: its requirements name a withdrawn package)"
+        yield "(deepshare[crypten] holds what it needs: its own requirements name a withdrawn package)"
         return
     module = load_crypten()
     yield f"{_version('crypten')}, loads ({os.path.dirname(module.__file__ or '')})"

@@ -1,6 +1,7 @@
 """setup.py and the wheel, run through setuptools' build backend as pip runs it; `deepshare doctor`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,7 +146,8 @@ def test_doctor_names_every_part_and_the_choice():
         "Triton",
         "Backends of shared_relu",
         "Used for tensors on",
-        "CrypTen (deepshare secure)",
+        "Two-party inference (deepshare secure)",
+        "CrypTen (its baseline)",
         "Optional packages",
     ]
     assert not [line for line in lines if line.startswith("  failed")]
@@ -167,4 +169,12 @@ def test_doctor_gives_the_commands_for_crypten(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deepshare.secure.baseline.crypten_import.NEEDS", ("crypten_that_nobody_has",))
     report = doctor.report()
     assert "missing: crypten_that_nobody_has" in report
-    assert "pip install --no-deps crypten==" in report
+    assert "pip install 'deepshare[crypten]' && pip install --no-deps crypten==" in report
+
+
+def test_doctor_says_whether_cryptography_is_there(monkeypatch: pytest.MonkeyPatch):
+    assert re.search(r"^  cryptography \d+\.\S+, OpenSSL ", doctor.report(), re.MULTILINE)
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "cryptography" else version(name))
+    assert "cryptography missing" in doctor.report()
+    assert "pip install 'deepshare[secure]'" in doctor.report()

@@ -7,8 +7,8 @@ from types import ModuleType
 
 from deepshare.secure.errors import SecureError
 
-NEEDS = ("crypten", "omegaconf", "yaml", "onnx")  # modules: CrypTen and what importing it takes
-INSTALL = "pip install --no-deps crypten==0.4.1 && pip install omegaconf pyyaml onnx"
+NEEDS = ("crypten", "omegaconf", "yaml", "onnx")  # modules: CrypTen, and what importing it takes: the extra `crypten`
+INSTALL = "pip install 'deepshare[crypten]' && pip install --no-deps crypten==0.4.1"
 
 
 def missing_modules() -> list[str]:
@@ -20,7 +20,8 @@ def require_crypten() -> None:
     """Raises SecureError with the install command if CrypTen or what it needs is absent; imports nothing."""
     if missing := missing_modules():
         raise SecureError(
-            f"secure: {', '.join(missing)} not installed (CrypTen's own requirements are broken); install: {INSTALL}"
+            f"secure: the baseline needs {', '.join(missing)}, not installed; "
+            f"as CrypTen's own requirements are broken: {INSTALL}"
         )
 
 
