@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 # No message and, but for avg_pool2d's division, exact.
-LOCAL_OPS = ("add", "sub", "gather", "reshape", "narrow", "concat", "avg_pool2d")
+LOCAL_OPS = ("add", "sub", "gather", "reshape", "narrow", "concat", "avg_pool2d", "constant")
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Step:
     """One operation. `inputs` are indices of earlier steps; `shape` is the result's, without the batch dimension.
 
     Attributes:
-        op: input, conv2d, linear, affine, relu, shared, mask; and, which each party does to its own share alone
-            (LOCAL_OPS): add and sub of two results; gather, elements by their flat index into one image; reshape to
-            [N, *shape]; narrow, some channels; concat along the channels; avg_pool2d.
+        op: input, conv2d, linear, affine, relu, shared, mask; select, x times gathered gates; and, which each party does
+            to its own share alone (LOCAL_OPS): add and sub of two results; gather, elements by their flat index into one image; reshape to
+            [N, *shape]; narrow, some channels; concat along the channels; avg_pool2d; constant, known to both.
         name: module path or node name, as in the model.
         params: role (weight, bias, scale, shift, alpha, beta) to key in `Program.params`.
-        public: role (pi, index) to key in `Program.public`.
-        gates: for `shared`, (step whose value is compared, P). Steps with equal `gates` share one comparison.
+        public: role (pi, index, value) to key in `Program.public`.
+        gates: for `shared` and `select`, (step whose value is compared, P). Equal `gates` share one comparison.
         fresh: for `shared`, True where this step makes the comparison, False for a follower.
         options: what the operation needs besides (stride, padding, kernel, ...); the result's shape is `shape`.
     """
@@ -56,11 +56,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in order, the last one's value being the result."""
+    """Steps in order, the last one's value being the result: logits, or with label.py the index of the largest."""
 
     steps: tuple[Step, ...]
     params: dict[str, Param]
     public: dict[str, Tensor]  # int64: channel maps [C]; flat indices of masked [K] and of gathered elements [elements]
+    reveals: str = "logits"  # or "label"
 
     def drelus(self, step: Step) -> int:
         """Comparisons the step makes for one image. A max pooling's count too, as relu steps; no plan lists them."""
@@ -68,7 +69,7 @@ class Program:
             return step.elements
         if step.op == "mask":
             return self.public[step.public["index"]].numel()
-        if step.op == "shared" and step.fresh and step.gates is not None:
+        if step.op in ("shared", "select") and step.fresh and step.gates is not None:
             return step.gates[1] * prod(step.shape[1:])
         return 0
 
@@ -82,6 +83,7 @@ class Program:
             "steps": [asdict(step) for step in self.steps],
             "params": {key: (param.shape, param.bits) for key, param in self.params.items()},
             "public": dict(self.public),
+            "reveals": self.reveals,
         }
 
     @classmethod
@@ -90,4 +92,5 @@ class Program:
             steps=tuple(Step(**step) for step in plain["steps"]),
             params={key: Param(tuple(shape), bits) for key, (shape, bits) in plain["params"].items()},
             public=dict(plain["public"]),
+            reveals=plain["reveals"],
         )

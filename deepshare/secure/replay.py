@@ -135,7 +135,7 @@ class _Replay:
     def _gated(self, action: Gated) -> Pair:
         step, operand = self._protocol.program.steps[action.step], action.opened.operand
         gate, flip, second_flip = self._compared[action.compare.flip.number]
-        if step.op == "shared":
+        if "pi" in step.public:
             channels = self._protocol.program.public[step.public["pi"]]
             gate, flip, second_flip = (each[:, channels] for each in (gate, flip, second_flip))
         x, second_mask = self._value(operand), self._masks[operand][1]
@@ -185,6 +185,11 @@ class _Replay:
             return torch.zeros_like(images), images
         if step.op == "mask":
             return self._passed(index)
+        if step.op == "constant":
+            value = self._protocol.program.public[step.public["value"]].reshape(step.shape)
+            return value.expand(self._protocol.shape(index)), torch.zeros(
+                self._protocol.shape(index), dtype=torch.int64
+            )
         first, second = (self._one_share(index, step, party) for party in (0, 1))
         return first, second
 

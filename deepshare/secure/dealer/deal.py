@@ -156,7 +156,7 @@ class Dealing:
         """[ar]; with secret alpha and beta also [Ar], [aB + aAr], [aA - 2aAr]."""
         step = self._protocol.program.steps[action.step]
         mask, flip = self._masks[action.opened.operand], self._flips[action.compare.flip.number]
-        if step.op == "shared":
+        if "pi" in step.public:
             flip = flip.index_select(1, self._protocol.program.public[step.public["pi"]])
         product = mask * flip
         self._share(action.products[0], product)

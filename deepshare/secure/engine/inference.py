@@ -258,6 +258,8 @@ class Inference:
         if step.op == "input":
             shape = self.protocol.shape(index)
             return self._device(torch.zeros(shape, dtype=torch.int64) if images is None else images)
+        if step.op == "constant":
+            return self._constant(index)
         x = self.values[step.inputs[0]]
         if step.op in LINEAR:
             product = apply_linear(step, x, self.party.operator(step))
@@ -280,9 +282,16 @@ class Inference:
                 return x.narrow(1, step.options["start"], step.options["length"])
             case "concat":
                 return torch.cat([self.values[source] for source in step.inputs], 1)
-            case "relu" | "shared":
+            case "relu" | "shared" | "select":
                 return x  # without elements
         raise AssertionError(f"unknown step {step.op}")
+
+    def _constant(self, index: int) -> Tensor:
+        """A public value: the server's share is the whole."""
+        step = self._steps[index]
+        value = self.protocol.program.public[step.public["value"]].reshape(step.shape)
+        whole = self._device(value).expand(self.protocol.shape(index))
+        return whole if self.rank == SERVER else torch.zeros_like(whole)
 
     def _reveal(self, action: Reveal) -> Tensor | None:
         """v + noise to the client, noise in [0, 2^bits): the logits, rounded up with their fraction's probability."""

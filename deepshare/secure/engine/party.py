@@ -35,7 +35,7 @@ class Party:
         self._maps = {
             index: _channel_map(protocol, step).to(self.device)
             for index, step in enumerate(protocol.program.steps)
-            if step.op in ("relu", "shared", "mask")
+            if step.op in ("relu", "shared", "mask", "select")
         }
 
     def prepare(self, ticket: Ticket, link: Link) -> "Inference":
@@ -142,8 +142,8 @@ def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _channel_map(protocol: Protocol, step: Step) -> ChannelMap:
-    """pi of a shared step; of a ReLU the identity, of a mask's kept elements one channel."""
-    if step.op == "shared" and step.gates is not None:
+    """pi of a shared or select step; of a ReLU the identity, of a mask's kept elements one channel."""
+    if step.gates is not None:
         return ChannelMap(protocol.program.public[step.public["pi"]], step.gates[1])
     channels = step.shape[0] if step.op == "relu" else 1
     return ChannelMap.balanced(channels, channels)

@@ -284,7 +284,7 @@ class _Compiler:
         self._program, self._settings = program, settings
         self._opened: dict[Operand, Open | Give] = {}
         self._compared: dict[tuple[Operand, int], Compare] = {}
-        self._to_open = {step.inputs[0] for step in program.steps if step.op in ("relu", "shared")}
+        self._to_open = {step.inputs[0] for step in program.steps if step.op in ("relu", "shared", "select")}
         self._to_open |= {step.gates[0] for step in program.steps if step.gates is not None}
         for index, step in enumerate(program.steps):
             self._step(index, step)
@@ -306,7 +306,7 @@ class _Compiler:
             product = self._wire("product", *self._shape(Operand(index)))
             self.actions.append(Linear(index, self._masked(index, Operand(step.inputs[0])), product))
             self.early.add(index)
-        elif step.op in ("relu", "shared", "mask"):
+        elif step.op in ("relu", "shared", "mask", "select"):
             self._gated(index, step)
         else:
             self.actions.append(Local(index))
