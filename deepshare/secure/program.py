@@ -27,9 +27,10 @@ class Step:
     """One operation. `inputs` are indices of earlier steps; `shape` is the result's, without the batch dimension.
 
     Attributes:
-        op: input, conv2d, linear, affine, relu, shared, mask; select, x times gathered gates; and, which each party does
-            to its own share alone (LOCAL_OPS): add and sub of two results; gather, elements by their flat index into one image; reshape to
-            [N, *shape]; narrow, some channels; concat along the channels; avg_pool2d; constant, known to both.
+        op: input, conv2d, linear, affine, relu, shared, mask; select, x times gathered gates; and, which each party
+            does to its own share alone (LOCAL_OPS): add and sub of two results; gather, elements by their flat index
+            into one image; reshape to [N, *shape]; narrow, some channels; concat along the channels; avg_pool2d;
+            constant, known to both.
         name: module path or node name, as in the model.
         params: role (weight, bias, scale, shift, alpha, beta) to key in `Program.params`.
         public: role (pi, index, value) to key in `Program.public`.
