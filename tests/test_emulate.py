@@ -238,7 +238,7 @@ def test_a_follower_reads_its_leaders_gates():
 def test_forced_gates_reach_leader_and_followers():
     program, tensors, images = case("follower")
     (maker,) = gate_makers(program)
-    opened = {maker: torch.ones(3, 2, 3, 4, dtype=torch.bool)}
+    opened = {maker: torch.ones(len(images), 2, 3, 4, dtype=torch.bool)}
     forced = emulate(program, tensors, images, gates=opened).result
     assert not torch.equal(forced, emulate(program, tensors, images).result)
     leader = program.steps[maker]
