@@ -225,6 +225,15 @@ def test_32_bit_gates_disagree_where_the_range_is_too_large():
     assert agreement(doubled, x, gate_bits=32).flips == 2
 
 
+def test_accuracies_are_of_the_two_networks():
+    """Logits 1 and 1 + 0.25 LSB: class 1 in floating point, a tie, which is class 0, in integers."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([[1.0], [1 + 0.25 * UNIT]]))
+    result = agreement(model, torch.ones(1, 1, 1, 1), torch.tensor([1]))
+    assert (result.accuracy_float, result.accuracy_integer) == (1, 0)
+    assert (result.agreement, result.double_agreement, result.margin) == (0, 1, 0.25 * UNIT)
+
+
 def test_wrong_arguments_are_named():
     model, x = CASES["relu"].model, CASES["relu"].images
     with pytest.raises(SecureError, match=r"images must be \[N, C, H, W\] with N > 0 \(got \[0, 4, 3, 4\]\)"):

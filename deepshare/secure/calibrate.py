@@ -15,8 +15,8 @@ from deepshare.secure.fixed_point import SCALE_BITS
 from deepshare.secure.program import Program
 from deepshare.text_table import aligned
 
-# The largest |x| of an image nobody calibrated on was at most 1.5 times that of 100 calibration images, of noise and
-# extreme images up to MARGIN_SEEN times (docs/exactness.md); 8 is three bits of 15.
+# Against 100 calibration images, the largest |x| of other images was up to 1.5 times as large at a site, and of inputs
+# sought to make it large, with pixels in range, 3.5 times (docs/exactness.md). 8 is three of the 15 bits.
 MARGIN = 8
 GATE_LIMIT = 2**15  # 32-bit gates are right while |x| < 2^31 LSB
 
