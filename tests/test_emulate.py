@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_cases import setup
 from secure_cases import UNIT, bounds, cases
 from torch import Tensor
 
@@ -16,11 +17,14 @@ from deepshare.secure.emulate import (
     truncate,
     untruncated,
 )
+from deepshare.secure.engine.protocol import Settings
 from deepshare.secure.errors import SecureError
 from deepshare.secure.exactness import check_locally, compare_steps, flips, run_gates
 from deepshare.secure.fixed_point import decode, encode
+from deepshare.secure.label import with_label
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Param, Program, Step
+from deepshare.secure.replay import replay
 
 CASES = cases()
 ROUNDINGS = ("floor", "nearest", "random")
@@ -277,6 +281,32 @@ def test_two_parties_pass_the_local_check(name):
     differences = compare_steps(program, expected, run)
     assert max(step.largest for step in differences) <= 64  # with the run's gates nothing but truncation is left
     assert all(size <= 64 for step in differences if step.flips for size in step.flips.magnitudes.tolist())
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(), Settings("public", gate="tree", gate_bits=32)], ids=["secret", "public"]
+)
+@pytest.mark.parametrize("name", CASES)
+def test_the_engine_passes_the_local_check(name, settings):
+    """The engine's replay, which two parties equal bit for bit; with labels too."""
+    parties = setup(CASES[name].model, CASES[name].images, settings)
+    images, key = encode(CASES[name].images), parties.deal.server_key
+    if settings.gate_bits == 32:
+        images = images.clamp(-(2**29), 2**29)  # so that sums stay within 2^31
+    replayed = replay(parties.protocol, parties.tensors, key, parties.deal.tickets(0), images)
+    run, program = [*replayed.values[:-1], replayed.logits], parties.protocol.program
+    assert check_locally(program, parties.tensors, run, gate_bits=settings.gate_bits) == ()
+    followed = emulate(program, parties.tensors, images, gates=run_gates(program, run), keep=True).values
+    assert max(step.largest for step in compare_steps(program, followed, run)) <= 64
+
+
+def test_a_label_is_the_index_of_the_largest_logit():
+    program, tensors, images = case("layers")
+    labelled = with_label(program)
+    run = emulate(labelled, tensors, images, keep=True)
+    assert torch.equal(run.result, emulate(program, tensors, images).result.argmax(1, keepdim=True))
+    assert check_locally(labelled, tensors, two_party_values(labelled, tensors, images)) == ()
+    assert check_locally(labelled, tensors, [*run.values[:-1], run.result + 1])[0].index == len(labelled.steps) - 1
 
 
 @pytest.mark.parametrize("error", [2, -1, 2**48, -(2**48)])

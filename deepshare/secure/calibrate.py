@@ -171,7 +171,7 @@ def _before_truncation(program: Program, real: Mapping[str, Tensor], run: Emulat
     """(step, |v|) of every truncation of one emulated batch; a step that no longer fits Z_2^64 is refused."""
     values, found = _values(run), []
     for index, step in enumerate(program.steps):
-        if step.op == "input":
+        if not step.inputs:
             continue
         reads = {at: values[at].double() for at in step.inputs}
         x = compared(program, step, values)

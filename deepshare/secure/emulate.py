@@ -28,7 +28,7 @@ class Emulation:
     """What `emulate` computed.
 
     Attributes:
-        result: the last step's value, int64 [N, *shape], 16 fractional bits.
+        result: the last step's value, int64 [N, *shape]: logits with 16 fractional bits, or a label.
         values: every step's value in order, int64 [N, *step.shape], if they were kept.
     """
 
@@ -97,14 +97,14 @@ def truncate(v: Tensor, bits: int, rounding: Rounding, generator: torch.Generato
 
 
 def gate_makers(program: Program) -> tuple[int, ...]:
-    """Indices of the steps that compare, in order: relu, mask, and shared where it leads."""
+    """Indices of the steps that compare, in order: relu, mask, and shared or select where they lead."""
     return tuple(i for i, step in enumerate(program.steps) if step.op in ("relu", "mask") or step.fresh)
 
 
 def compared(program: Program, step: Step, values: Values) -> Tensor | None:
     """What decides the step's gates, None if it has none.
 
-    relu: x [N, *S]; mask: its kept elements [N, K]; shared: the prototypes [N, P, *S] of the value it names.
+    relu: x [N, *S]; mask: its kept elements [N, K]; shared, select: the prototypes [N, P, *S] of the value they name.
     """
     if step.op == "relu":
         return values[step.inputs[0]]
@@ -133,7 +133,7 @@ def untruncated(
     size (calibrate.py).
 
     Args:
-        values: must hold what the step reads.
+        values: must hold what the step reads, and one value at least, whose batch a constant takes.
         gates: as `gates_of` gives them; None for steps that compare nothing.
     """
     operation = _OPERATIONS.get(step.op)
@@ -141,7 +141,8 @@ def untruncated(
         raise SecureError(f"emulate: step '{step.name}' must be one of {', '.join(_OPERATIONS)} (got {step.op})")
     weights = {role: tensors[key] for role, key in step.params.items()}
     public = {role: program.public[key] for role, key in step.public.items()}
-    return operation(_Call(step, [values[index] for index in step.inputs], weights, public, gates))
+    rows = len(next(iter(values.values())))
+    return operation(_Call(step, [values[index] for index in step.inputs], weights, public, gates, rows))
 
 
 def window_sum(x: Tensor, step: Step) -> Tensor:
@@ -154,13 +155,14 @@ def window_sum(x: Tensor, step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class _Call:
-    """One step with what it reads: inputs, weights and public tensors by role, gates."""
+    """One step with what it reads: inputs, weights and public tensors by role, gates; and the batch."""
 
     step: Step
     inputs: list[Tensor]
     weights: dict[str, Tensor]
     public: dict[str, Tensor]
     gates: Tensor | None
+    rows: int
 
     @property
     def x(self) -> Tensor:
@@ -192,6 +194,15 @@ def _shared(call: _Call) -> tuple[Tensor, int]:
     """x * (alpha * gate[pi] + beta): DeepShare eq. 3 and 6."""
     gate = call.opens(call.x)[:, call.public["pi"]]
     return call.x * (call.weights["alpha"] * gate + call.weights["beta"]), SCALE_BITS
+
+
+def _select(call: _Call) -> tuple[Tensor, int]:
+    """x * gate[pi], nothing truncated."""
+    return call.x * call.opens(call.x)[:, call.public["pi"]], 0
+
+
+def _constant(call: _Call) -> tuple[Tensor, int]:
+    return call.public["value"].reshape(1, *call.step.shape).expand(call.rows, *call.step.shape), 0
 
 
 def _mask(call: _Call) -> tuple[Tensor, int]:
@@ -231,8 +242,10 @@ _OPERATIONS: dict[str, Callable[[_Call], tuple[Tensor, int]]] = {
     "sub": lambda call: (call.inputs[0] - call.inputs[1], 0),
     "relu": lambda call: (call.x * call.opens(call.x), 0),
     "shared": _shared,
+    "select": _select,
     "mask": _mask,
     "avg_pool2d": _avg_pool2d,
+    "constant": _constant,
     "gather": _gather,
     "narrow": _narrow,
     "concat": lambda call: (torch.cat(call.inputs, 1), 0),

@@ -1,7 +1,7 @@
 """A two-party run held against the emulation: step by step on the run's own inputs, and end to end with its flips.
 
 A run's `values` are its reconstructed steps, v_0 + v_1 mod 2^64, int64 [N, *step.shape] each, in the program's order;
-the last one is what the client learns, with 16 fractional bits. One LSB is 2^-16.
+the last one is what the client learns, as a replay's `[*replayed.values[:-1], replayed.logits]`. One LSB is 2^-16.
 """
 
 from collections.abc import Mapping, Sequence
