@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cpu/dcf.h"
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -68,6 +69,8 @@ py::dict build_info() {
   info["cuda_ptx"] = text_or_none(DEEPSHARE_CUDA_PTX);
   info["cpu_instruction_sets"] = instruction_sets();
   info["cpu_kernels"] = deepshare::cpu::best_kernels().instruction_set;
+  const deepshare::cpu::DcfKernels* dcf = deepshare::cpu::best_dcf_kernels();
+  info["aes_kernels"] = text_or_none(dcf == nullptr ? "" : dcf->instruction_set);
   return info;
 }
 

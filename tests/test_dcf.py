@@ -1,16 +1,18 @@
 """The distributed comparison function: edges, random gates, both forms byte for byte, and what a key gives away."""
 
+import hashlib
 import itertools
 import os
 
 import numpy as np
 import pytest
 import torch
+from test_native import in_fresh_process
 from torch import Tensor
 
 from deepshare import raw_ops
 from deepshare.secure.dealer import dcf_keys
-from deepshare.secure.engine import dcf
+from deepshare.secure.engine import carry, dcf
 from deepshare.secure.engine.aes import FixedKeyHash
 from deepshare.secure.engine.carry import unpack
 
@@ -125,10 +127,10 @@ def test_any_number_of_gates(gates: int, backend: str):
 @pytest.mark.parametrize("gates", [1, 31, 3001])
 def test_native_gives_the_bytes_of_python(gates: int, bits: int):
     alphas, points = random_case(gates, seed=gates + bits)
-    native, python = (Gates(alphas, bits, backend) for backend in ("native", "reference"))
-    assert torch.equal(native.keys, python.keys)
+    compiled, python = (Gates(alphas, bits, backend) for backend in ("native", "reference"))
+    assert torch.equal(compiled.keys, python.keys)
     for party in range(2):
-        assert torch.equal(native.share(points, party), python.share(points, party))
+        assert torch.equal(compiled.share(points, party), python.share(points, party))
 
 
 @NATIVE
@@ -142,6 +144,26 @@ def test_bytes_do_not_depend_on_the_number_of_threads():
         made.append((gates.keys, gates.share(points, 0), gates.share(points, 1)))
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other, strict=True))
+
+
+def digest() -> str:
+    """Of what the native ops give: keys and shares of every width, leaves."""
+    seen = hashlib.sha256()
+    for bits in WIDTHS:
+        alphas, points = random_case(1003, seed=bits)
+        gates = Gates(alphas, bits, "native")
+        codes = gates.keys.flatten().view(torch.int16)[: 16 * 1003].reshape(16, 1003)
+        leaves = carry.leaves(codes, points, bits=64, backend="native")
+        for result in (gates.keys, gates.share(points, 0), gates.share(points, 1), *leaves):
+            seen.update(result.numpy().tobytes())
+    return seen.hexdigest()
+
+
+@NATIVE
+def test_bytes_do_not_depend_on_the_instruction_set():
+    asked = "from deepshare.kernels import native; print(native.load().build_info()['aes_kernels'])"
+    code = f"{asked}; import test_dcf; print(test_dcf.digest())"
+    assert in_fresh_process(code, DEEPSHARE_CPU_ISA="baseline") == ["aes_ni", digest()]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

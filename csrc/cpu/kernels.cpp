@@ -1,6 +1,7 @@
 // The CPU kernels for one instruction set. Compiled once per DEEPSHARE_ISA (CMakeLists.txt), each time with
 // other -march flags.
 #include "backward.h"
+#include "carry.h"
 #include "forward.h"
 #include "masked.h"
 #include "share.h"
@@ -27,6 +28,10 @@ void by_dtype(const Args& args, ParallelFor parallel_for) {
 
 void share(const ShareArgs& args, ParallelFor parallel_for) { Share(args, parallel_for).run(); }
 
+void carry_leaves(const CarryLeavesArgs& args, ParallelFor parallel_for) {
+  CarryLeaves(args, parallel_for).run();
+}
+
 }  // namespace
 
 namespace DEEPSHARE_ISA {
@@ -36,6 +41,7 @@ const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),
                          by_dtype<Backward, BackwardArgs>,
                          by_dtype<MaskedForward, MaskedForwardArgs>,
                          by_dtype<MaskedBackward, MaskedBackwardArgs>,
-                         share};
+                         share,
+                         carry_leaves};
 }  // namespace DEEPSHARE_ISA
 }  // namespace deepshare::cpu

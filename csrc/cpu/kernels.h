@@ -23,6 +23,15 @@ using cuda::ShareArgs;
 using RangeBody = void (*)(int64_t first, int64_t last, void* context);
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 
+// words [blocks, gates], block 0 the lowest; generate, propagate [blocks, ceil(gates / 8)], packed.
+struct CarryLeavesArgs {
+  const uint16_t* words;
+  const int64_t* opened;  // [gates]
+  int64_t blocks, gates;
+  uint8_t* generate;
+  uint8_t* propagate;
+};
+
 // One instruction set's build of the kernels. The bits of a result depend neither on it nor on the number of
 // threads.
 struct Kernels {
@@ -32,6 +41,7 @@ struct Kernels {
   void (*masked_forward)(const MaskedForwardArgs& args, ParallelFor parallel_for);
   void (*masked_backward)(const MaskedBackwardArgs& args, ParallelFor parallel_for);
   void (*share)(const ShareArgs& args, ParallelFor parallel_for);
+  void (*carry_leaves)(const CarryLeavesArgs& args, ParallelFor parallel_for);
 };
 
 // Bytes of the last-level cache that one core can fill.
