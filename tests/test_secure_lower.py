@@ -171,7 +171,10 @@ def in_place(x):
         (Functional(in_place), "node 'relu'.*changes 'conv' in place, which 'add' reads afterwards"),
         (Functional(lambda x: (x, x)), "must return"),
         (Functional(lambda x: x if x.sum() > 0 else -x), "cannot be traced"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3)), r"does not run on an image \[1, 8, 8\]"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3)),
+            r"does not run on an image \[1, 8, 8\]: Given groups=1, weight of size.*channels instead$",
+        ),
     ],
 )
 def test_unsupported_is_refused_before_any_process_starts(model, words, monkeypatch):
@@ -296,6 +299,12 @@ def test_images_on_another_device_are_brought_to_the_cpu(monkeypatch):
     with pytest.raises(JobSeenError) as seen:
         run_model(nn.Sequential(nn.Flatten()), images, torch.zeros(1, dtype=torch.long))
     assert seen.value.args == (torch.Tensor,)
+
+
+def test_a_model_that_does_not_run_is_refused_without_a_word_on_the_terminal(capfd):
+    with pytest.raises(SecureError, match=r"does not run on an image \[1, 8, 8\]: mat1 and mat2 shapes"):
+        lower(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), (1, 8, 8))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_weight_out_of_range_is_named():

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from deepshare.find import function_kind, plain_kind
 from deepshare.fold import affine_of, fold_batch_norm
 from deepshare.nn import MaskedReLU2d, SharedReLU2d
-from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import SCALE_BITS, encode
 from deepshare.secure.max_pool import Pair, Window, passes, window_index
 from deepshare.secure.program import Program
@@ -45,10 +44,7 @@ def lower(
     """
     graph_module = trace(copy.deepcopy(model).cpu().eval())
     fold_batch_norm(graph_module)
-    try:
-        note_shapes(graph_module, input_shape)
-    except Exception as error:
-        raise SecureError(f"secure: the model does not run on an image {list(input_shape)}: {error}") from error
+    note_shapes(graph_module, input_shape)
     return _Lowering(graph_module).result(encoder)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from deepshare.secure.errors import SecureError
 from deepshare.secure.program import Param, Program, Step
@@ -21,13 +20,13 @@ BATCH = 2  # of the trial run: a forward that takes its batch for a number is th
 _OF_SHAPES = {"size", "dim", "ndimension", "numel", "nelement", "shape", "ndim"}  # what a tensor tells without its data
 
 
-class _Shapes(ShapeProp):
-    """Notes shapes, and plain values such as `x.size(0)`, on the nodes."""
+class _Shapes(fx.Interpreter):
+    """Notes shapes, and plain values such as `x.size(0)`, on the nodes. (fx's ShapeProp prints what goes wrong.)"""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if "tensor_meta" not in n.meta:
-            n.meta["plain"] = result
+        key, value = ("shape", result.shape) if isinstance(result, Tensor) else ("plain", result)
+        n.meta[key] = value
         return result
 
 
@@ -42,8 +41,17 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def note_shapes(graph_module: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-    """Runs the graph on BATCH zero images; a Walk reads the notes. Raises whatever the model raises."""
-    _Shapes(graph_module).propagate(torch.zeros(BATCH, *input_shape))
+    """Runs the graph on BATCH zero images; a Walk reads the notes.
+
+    Raises:
+        SecureError: the model does not run on such images.
+    """
+    try:
+        with torch.no_grad():
+            _Shapes(graph_module).run(torch.zeros(BATCH, *input_shape))
+    except Exception as error:
+        why = str(error).splitlines()[0]
+        raise SecureError(f"secure: the model does not run on an image {list(input_shape)}: {why}") from error
 
 
 class Walk:
@@ -132,7 +140,7 @@ class Walk:
         return len(self._steps) - 1
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
-        batch, *shape = node.meta["tensor_meta"].shape or (None,)
+        batch, *shape = node.meta["shape"] or (None,)
         if batch != BATCH:
             raise self._refuse(node, f"must keep the batch as its first dimension (got {[batch, *shape]} of {BATCH})")
         return tuple(shape)
