@@ -61,12 +61,12 @@ class ArgumentError(ValueError):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from deepshare import __version__
+    from deepshare import __version__, secure_cli
 
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders = (_add_doctor, _add_count, _add_train, _add_criticality, _add_compare, _add_secure, _add_demo)
+    adders = (_add_doctor, _add_count, _add_train, _add_criticality, _add_compare, secure_cli.add, _add_demo)
     for add in (*adders, _add_bench_report):
         add(commands)
     return parser
@@ -131,18 +131,6 @@ def _add_compare(commands) -> None:  # type: ignore[no-untyped-def]
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the comparison: seeds=[0]"
     )
     command.set_defaults(run=_compare)
-
-
-def _add_secure(commands) -> None:  # type: ignore[no-untyped-def]
-    command = commands.add_parser("secure", help="run a checkpoint between two parties, on this machine")
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("--weights", choices=("public", "secret"), default="public", help="default %(default)s")
-    command.add_argument("--images", type=int, default=20, metavar="N", help="test images (default %(default)s)")
-    command.add_argument("--batch", type=int, default=1, help="images an inference (default %(default)s)")
-    command.add_argument("--data", help="data set (default: the one the checkpoint was trained on)")
-    command.add_argument("--data-root", type=Path, help="folder of the official data files")
-    command.add_argument("--json", type=Path, help="also write the report to this file")
-    command.set_defaults(run=_secure)
 
 
 def _add_demo(commands) -> None:  # type: ignore[no-untyped-def]
@@ -284,40 +272,6 @@ def _compare(options: argparse.Namespace) -> None:
     folder = options.out or Path("runs") / recipe.name
     results = compare.compare(recipe, folder, data_root=options.data_root, device=options.device)
     print(f"\n{report.table(results)}\n\nwritten: {report.write(recipe, results, folder)}")
-
-
-def _secure(options: argparse.Namespace) -> None:
-    from deepshare import data, models, secure
-    from deepshare.checkpoint import load_checkpoint
-
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ArgumentError(f"--json: the folder of {options.json} does not exist")
-    checkpoint = load_checkpoint(options.checkpoint)
-    trained_on = (checkpoint.recipe or {}).get("data")
-    name = options.data or (trained_on.get("name") if isinstance(trained_on, dict) else None)
-    if not isinstance(name, str):
-        raise ArgumentError("--data is needed: the checkpoint does not say what it was trained on")
-    if options.images < 1:
-        raise ArgumentError(f"--images must be at least 1 (got {options.images})")
-    dataset = data.load(name, options.data_root)
-    images, labels = dataset.test.images[: options.images], dataset.test.labels[: options.images]
-    report = secure.run(
-        checkpoint,
-        dataset.normalise(images),
-        labels,
-        weights=options.weights,
-        batch=options.batch,
-        name=str(options.checkpoint),
-        progress=_show_images if sys.stderr.isatty() else None,
-    )
-    print(models.convention(checkpoint.spec["stem_relu"], checkpoint.spec["name"]), report, sep="\n")
-    if options.json is not None:
-        report.save(options.json)
-
-
-def _show_images(done: int, total: int) -> None:
-    """One line on the terminal, written over."""
-    print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _demo(options: argparse.Namespace) -> None:

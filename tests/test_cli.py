@@ -86,8 +86,8 @@ BAD = {
     "nothing to measure": (["criticality", "demo-relu"], r"phase: wanted pretrain and a baseline"),
     "no seed": (["criticality", "demo-criticality", "--seeds", "a"], r"--seeds must be ints.*'a'"),
     "no teacher": (["criticality", "demo-criticality", "--teacher", "absent.safetensors"], r"absent\.safetensors"),
-    "no folder for the report": (["secure", "a.safetensors", "--json", "nowhere/x.json"], r"nowhere/x\.json"),
-    "no checkpoint": (["secure", "absent.safetensors"], r"absent\.safetensors"),
+    "no folder for the report": (["secure", "run", "a.safetensors", "--json", "nowhere/x.json"], r"nowhere/x\.json"),
+    "no checkpoint": (["secure", "run", "absent.safetensors"], r"absent\.safetensors"),
 }
 
 
@@ -107,14 +107,14 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
 
 def test_secure_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = checkpoint(tmp_path / "net.safetensors")
-    assert cli.main(["secure", str(path)]) == 2
+    assert cli.main(["secure", "run", str(path)]) == 2
     assert "--data is needed" in capsys.readouterr().err
-    assert cli.main(["secure", str(path), "--data", "digits", "--images", "0"]) == 2
+    assert cli.main(["secure", "run", str(path), "--data", "digits", "--images", "0"]) == 2
     assert "--images must be at least 1 (got 0)" in capsys.readouterr().err
-    assert cli.main(["secure", str(checkpoint(path, recipe={"data": 3}))]) == 2
+    assert cli.main(["secure", "run", str(checkpoint(path, recipe={"data": 3}))]) == 2
     assert "--data is needed" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:2000])
-    assert cli.main(["secure", str(path)]) == 2
+    assert cli.main(["secure", "run", str(path)]) == 2
     assert "net.safetensors" in capsys.readouterr().err
 
 

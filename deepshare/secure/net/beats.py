@@ -52,7 +52,7 @@ class Beats:
         self.peer = data.peer
         self._channel, self._data = channel, data
         self._failure: str | None = None
-        self._gone, self._closing = threading.Event(), threading.Event()
+        self._gone, self._closing, self._ending = threading.Event(), threading.Event(), threading.Lock()
         self._last_words = ""
         self._stuck = 0
         self._wake_reading, self._wake_writing = os.pipe()
@@ -76,7 +76,9 @@ class Beats:
 
     def close(self, why: str = "") -> None:
         """Ends the beats with last words; '' means that all is done. Both connections are closed."""
-        if not self._closing.is_set():
+        with self._ending:
+            if self._closing.is_set():
+                return
             self._last_words = why.removeprefix("secure: ")
             self._closing.set()
             os.write(self._wake_writing, b"x")
@@ -119,7 +121,7 @@ class Beats:
 
     def _send_beat(self) -> None:
         data = self._data
-        messages.send(self._channel, "beat", waits=data.waiting, sent=data.sent, received=data.received, note=self.note)
+        messages.send(self._channel, "beat", waits=data.waiting, sent=data.sent, arrived=data.arrived, note=self.note)
 
     def _take(self) -> None:
         kind, content = messages.receive(self._channel, "beat", "bye")
@@ -135,7 +137,7 @@ class Beats:
         """Two parties that disagree about what comes next both wait, with nothing on the way."""
         data = self._data
         waits = bool(beat.get("waits")) and data.waiting
-        nothing_on_the_way = (beat.get("sent"), beat.get("received")) == (data.received, data.sent)
+        nothing_on_the_way = (beat.get("sent"), beat.get("arrived")) == (data.arrived, data.sent)
         self._stuck = self._stuck + 1 if waits and nothing_on_the_way else 0
         if self._stuck >= STUCK_BEATS:
             self._fail(f"secure: {self.peer} and this process wait for each other: one expects bytes the other has not")

@@ -34,7 +34,8 @@ class Channel:
 
     Attributes:
         peer: who is at the other end, as errors say it: "the server (10.0.0.1:5000)".
-        sent, received: payload bytes that went out and came in (backlog included).
+        sent, received: payload bytes that went out and that `recv` gave.
+        arrived: payload bytes that came in, those in the backlog included.
         waiting: whether a `recv` waits right now.
         deadline: `time.monotonic()` after which a wait fails; None while a watch decides.
         watch: asked while waiting.
@@ -45,6 +46,7 @@ class Channel:
         self.peer = peer
         self.sent = 0
         self.received = 0
+        self.arrived = 0
         self.waiting = False
         self.deadline = deadline
         self.watch: Watch | None = None
@@ -86,6 +88,7 @@ class Channel:
                 self._wait_to_read()
             else:
                 filled += count
+        self.received += n
         return out
 
     def readable(self, seconds: float, also: int) -> bool:
@@ -124,7 +127,7 @@ class Channel:
             return None
         except OSError as error:
             raise self._lost(explain(error)) from error
-        self.received += count
+        self.arrived += count
         return count
 
     def _drain(self) -> None:
@@ -150,7 +153,7 @@ class Channel:
         if self.watch is not None:
             self.watch.check()
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise SecureError(f"secure: {self.peer} did not answer in time (stopped, or the network is cut)")
+            raise SecureError(f"secure: {self.peer} sent nothing in time (stopped, or the network is cut)")
         return 0
 
     def _lost(self, how: str) -> SecureError:

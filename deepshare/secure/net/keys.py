@@ -6,13 +6,8 @@ stands; a host name would have to be known when the keys are made, and a dealer 
 be the server.
 """
 
-import os
-import secrets
-import shutil
 import ssl
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from deepshare.files import write_whole
 from deepshare.secure.errors import SecureError
+from deepshare.secure.net.folders import appearing
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -101,28 +97,13 @@ def make_keys(folder: Path | str, *, clients: int = 1, days: int = DAYS) -> list
         raise SecureError(
             f"secure: keys are made for 1..{MOST_CLIENTS} clients and 1..3650 days (got {clients} and {days})"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SecureError(f"secure: {folder} is not empty: keys are never overwritten")
     names = ["client"] if clients == 1 else [f"client-{number}" for number in range(1, clients + 1)]
-    with _appearing(folder) as beside:
+    with appearing(folder, "keys are") as beside:
         authority = _Authority.fresh(days)
         authority.save(beside / "authority")
         for name in ("server", "dealer", *names):
             _save_party(beside / name, authority, name)
     return [folder / name for name in ("server", "dealer", *names)]
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place at the end, or vanishes."""
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    beside.mkdir(mode=0o700)
-    try:
-        yield beside
-        os.replace(beside, folder)  # refused by the system if somebody filled `folder` meanwhile
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,15 @@ class Session:
     party: Party
     channel: Channel
     beats: Beats
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Waits on the data connection fail after so many seconds, even if the peer lives."""
+        self.channel.deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self.channel.deadline = None
 
     def close(self, why: str = "") -> None:
         """Ends both connections; `why` are the last words the peer gets."""
@@ -89,7 +98,7 @@ class Listener:
         self.address = Address(address.host, self._sock.getsockname()[1])
         self._identity, self._roles, self._log = identity, roles, log
         self._admit, self._on_session = admit, on_session
-        self._halves: dict[tuple[str, str], tuple[Channel, float]] = {}  # by certificate and session
+        self._halves: dict[tuple[str, str], tuple[Channel, Party, float]] = {}  # by certificate and session
         self._lock, self._admission = threading.Lock(), threading.Lock()
         self._room = threading.BoundedSemaphore(MOST_HANDSHAKES)
         self._closed = False
@@ -101,7 +110,7 @@ class Listener:
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._sock.close()
         with self._lock:
-            for channel, _ in self._halves.values():
+            for channel, _, _ in self._halves.values():
                 channel.close()
             self._halves.clear()
 
@@ -138,14 +147,14 @@ class Listener:
         with self._lock:
             self._forget_the_late()
             if messages.text(channel, hello, "use") == "data" and len(self._halves) < MOST_HANDSHAKES:
-                self._halves[key] = (channel, deadline)
+                self._halves[key] = (channel, party, deadline)
                 messages.send(channel, "hello")
                 return
             data = self._halves.pop(key, None)
         if data is None:
             raise SecureError(f"secure: {party.name} opened connections that do not belong together")
         with self._admission:
-            self._begin(party, data[0], channel)
+            self._begin(data[1], data[0], channel)
 
     def _begin(self, party: Party, data: Channel, beats: Channel) -> None:
         try:
@@ -160,5 +169,5 @@ class Listener:
 
     def _forget_the_late(self) -> None:
         now = time.monotonic()
-        for key in [key for key, (_, deadline) in self._halves.items() if now > deadline]:
+        for key in [key for key, (*_, deadline) in self._halves.items() if now > deadline]:
             self._halves.pop(key)[0].close()
