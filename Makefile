@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # CrypTen's own requirement list names a package that no longer installs, so its real needs stand in our `crypten` extra
 CRYPTEN := crypten==0.4.1
 
-.PHONY: demo test test-slow lint format check-kernels sanitize bench clean
+.PHONY: demo test test-slow lint format check-kernels sanitize bench bench-peers bench-secure clean
 
 demo: $(VENV)/.run
 	$(BIN)/deepshare demo --out runs/demo
@@ -48,6 +48,14 @@ bench: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 bench: export MALLOC_TOP_PAD_ := 2000000000
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench -q --benchmark-only --benchmark-autosave --benchmark-max-time=0.5 --benchmark-min-rounds=9 $(SELECTED_$(BENCH)) $(PYTEST)
+
+# Private ReLU of other libraries beside ours (docs/secure_costs.md); each is installed by name into .venv-peers/.
+bench-peers: $(VENV)/.test
+	$(BIN)/python bench/peers/run.py $(PEERS)
+
+# DeepShare's Table 6 (docs/secure_costs.md); a killed run goes on. Between namespaces it needs root: TABLE6='--link loopback' does not.
+bench-secure: $(VENV)/.test
+	$(BIN)/python bench/secure_table6 $(TABLE6)
 
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit("deepshare needs Python 3.11 or newer, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

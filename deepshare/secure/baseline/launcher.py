@@ -36,6 +36,14 @@ GRACE_SECONDS = 0.4  # when one party dies the other follows: wait for both befo
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a process runs: what its command line begins with, and the interface gloo uses (None: loopback)."""
+
+    command: tuple[str, ...] = ()
+    interface: str | None = None
+
+
 @dataclass
 class Party:
     """A party's or the dealer's process as the parent sees it."""
@@ -81,6 +89,7 @@ def run_jobs(
     provider: jobs.Provider = "TFP",
     stall_seconds: float = STALL_SECONDS,
     progress: Progress | None = None,
+    places: Sequence[Place] = (Place(), Place(), Place()),
 ) -> list[list[dict[str, Any]]]:
     """Runs the jobs one after another in one pair of processes; results[rank][job] as inference.run_job returns them.
 
@@ -88,6 +97,7 @@ def run_jobs(
         job_list: each party is given its own view of each job; the dealer none.
         provider: "TFP": party 0 makes the triples. "TTP": a third process does.
         stall_seconds: a party silent, or both without progress, for that long ends the run.
+        places: of the processes, by rank: network namespaces, for a benchmark.
         progress: called with (0, images), then as images are done, at most some times a second, last with all done.
 
     Raises:
@@ -97,7 +107,7 @@ def run_jobs(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepshare-secure-")))
         ranks = range(PARTIES + (provider == "TTP"))
-        parties = [_start(rank, provider, folder, job_list, stack) for rank in ranks]
+        parties = [_start(rank, provider, places[rank], folder, job_list, stack) for rank in ranks]
         total = sum(len(job.images) for job in job_list)
         tell = _Teller(progress, total)
         _watch(parties, stall_seconds, lambda: tell(parties[CLIENT].images))
@@ -105,7 +115,9 @@ def run_jobs(
         return [jobs.load(party.result) for party in parties[:PARTIES]]
 
 
-def _start(rank: int, provider: jobs.Provider, folder: Path, job_list: Sequence[jobs.Job], stack: ExitStack) -> Party:
+def _start(
+    rank: int, provider: jobs.Provider, place: Place, folder: Path, job_list: Sequence[jobs.Job], stack: ExitStack
+) -> Party:
     stderr = folder / f"{ROLES[rank]}.stderr"
     result = stack.enter_context(jobs.nameless(folder))
     reading, writing = os.pipe()
@@ -114,12 +126,12 @@ def _start(rank: int, provider: jobs.Provider, folder: Path, job_list: Sequence[
         jobs.save([job.view(rank) for job in job_list if rank < PARTIES], job)
         given = (job.fileno(), result.fileno(), signals.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT), str(rank), provider, str(folder), *map(str, given)],
+            [*place.command, sys.executable, "-P", str(SCRIPT), str(rank), provider, str(folder), *map(str, given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             pass_fds=given,
-            env=_environment(rank, folder),
+            env=_environment(rank, folder) | ({"GLOO_SOCKET_IFNAME": place.interface} if place.interface else {}),
         )
     stack.callback(_end, process)
     return Party(rank, stderr, process, reading, result)

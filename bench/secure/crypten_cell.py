@@ -1,0 +1,51 @@
+"""One visit of a cell on CrypTen's operations: two fresh processes, provider TFP."""
+
+import torch
+
+from deepshare.secure.baseline.jobs import Job
+from deepshare.secure.baseline.launcher import Place, run_jobs
+from deepshare.secure.fixed_point import decode, encode
+from deepshare.secure.lower import lower
+from secure.cells import Visit
+from secure.links import Link
+from secure.networks import Network
+
+PROVIDER = "TFP, a stand-in: party 0 makes all triples"
+STALL_SECONDS = 120.0
+
+
+def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
+    """Counts of one inference of batch 1, and seconds of `images` of them after one to warm up.
+
+    Returns:
+        online: seconds at the client, from its image to its logits, material dealt beforehand; dealing: median seconds
+        party 0 took for that; rounds, server_bytes, client_bytes: counted, online; offline_bytes: what a party
+        receives from a dealer (none: TFP's parties draw theirs from seeds); worst_error: of the logits against the
+        float model, beside logit_range.
+    """
+    model, drelus, plan = network.build()
+    batch = network.images(images)
+    program, tensors = lower(model, (3, network.family.side, network.family.side))
+    job = Job(program, tensors, encode(batch), weights, 1)  # type: ignore[arg-type]
+    with link.ends() as ends:
+        places = [Place(end.command, end.interface) for end in ends]
+        (server,), (client,) = run_jobs([job], places=places, stall_seconds=STALL_SECONDS)
+    with torch.no_grad():
+        expected = model(batch).double()
+    exchanged = sum(counted for _, counted in client["spent"][:-1]) // 2
+    return {
+        "online": client["online"],
+        "dealing": sorted(server["dealing"])[len(server["dealing"]) // 2],
+        "rounds": sum(rounds for rounds, _ in client["spent"]),
+        "flights": sum(rounds for rounds, _ in client["spent"]),
+        "server_bytes": exchanged + client["spent"][-1][1],
+        "client_bytes": exchanged,
+        "offline_bytes": [0, 0],
+        "drelus": drelus,
+        "plan": plan,
+        "provider": PROVIDER,
+        "device": "CPU, one core a party",
+        "batch": 1,
+        "worst_error": float((decode(client["logits"]) - expected).abs().max()),
+        "logit_range": float(expected.abs().max()),
+    }

@@ -1,0 +1,71 @@
+"""A party of the engine in a process of its own: `engine_party.py RANK ADDRESS PORT FOLDER`.
+
+Reads a ticket's number a line from standard input, runs that inference, answers with a line of JSON. FOLDER holds what
+this party may know (setup.pt) and its tickets as they are dealt; nothing of the dealer is imported here.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+import torch  # noqa: E402
+
+from deepshare.secure.engine.party import Client, Party, Server  # noqa: E402
+from deepshare.secure.engine.protocol import Protocol, Reveal  # noqa: E402
+from deepshare.secure.engine.ticket import read_ticket, ticket_path  # noqa: E402
+from secure import plain_link  # noqa: E402
+
+
+def infer(party: Party, link: plain_link.PlainLink, folder: Path, number: int, images: torch.Tensor | None) -> Any:
+    """One inference: times in seconds, bytes sent, what each step cost, the logits at the client."""
+    path = ticket_path(folder, number)
+    ticket = read_ticket(path)
+    link.barrier()
+    start = time.perf_counter()
+    early = -link.sent
+    inference = party.prepare(ticket, link)
+    early += link.sent
+    link.barrier()
+    preparing = time.perf_counter() - start
+    sent = -link.sent
+    start = time.perf_counter()
+    logits = inference.run(images)
+    online = time.perf_counter() - start
+    answer = {"online": online, "preparing": preparing, "sent": sent + link.sent, "early": early}
+    answer["steps"] = _by_step(party.protocol, inference.spent)
+    answer["logits"] = None if logits is None else logits.tolist()
+    path.unlink()
+    return answer
+
+
+def _by_step(protocol: Protocol, spent: Any) -> list[list[float]]:
+    """[rounds, bytes sent, seconds, of them waiting] of every step, and of opening the logits."""
+    rows = [[0, 0, 0.0, 0.0] for _ in (*protocol.program.steps, None)]
+    for action, cost in zip(protocol.actions, spent, strict=True):
+        row = rows[-1 if isinstance(action, Reveal) else action.step]
+        for place, value in enumerate((cost.rounds, cost.sent, cost.seconds, cost.waited)):
+            row[place] += value
+    return rows
+
+
+def main() -> None:
+    rank, address, port, folder = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    setup = torch.load(folder / "setup.pt", weights_only=True)
+    protocol = Protocol.from_json(setup["protocol"])
+    server = rank == 0
+    party = Server(protocol, setup["tensors"], setup["mask_key"]) if server else Client(protocol, setup["given"])
+    link = plain_link.listen(address, port) if server else plain_link.connect(address, port)
+    with torch.inference_mode():
+        for line in sys.stdin:
+            number = int(line)
+            images = setup["images"][number : number + 1] if rank else None
+            print(json.dumps(infer(party, link, folder, number, images)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
