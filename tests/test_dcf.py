@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from dcf_oracle import Oracle
 from test_native import in_fresh_process
 from torch import Tensor
 
@@ -131,6 +132,20 @@ def test_native_gives_the_bytes_of_python(gates: int, bits: int):
     assert torch.equal(compiled.keys, python.keys)
     for party in range(2):
         assert torch.equal(compiled.share(points, party), python.share(points, party))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_keys_and_shares_are_those_of_the_paper(bits: int, backend: str):
+    alphas, points = random_case(60, seed=bits + 70)
+    made, oracle = Gates(alphas, bits, backend), Oracle(PUBLIC_KEY, bits)
+    roots = [[bytes(root) for root in of_party.numpy()] for of_party in made.roots]
+    keys = [oracle.generate(int(alpha), pair) for alpha, *pair in zip(low(alphas, bits), *roots, strict=True)]
+    assert [bytes(key) for key in made.keys.numpy()] == keys
+    for party in range(2):
+        parts = zip(keys, roots[party], low(points, bits), strict=True)
+        shares = [oracle.evaluate(party, key, root, int(point)) for key, root, point in parts]
+        assert unpack(made.share(points, party), 60).tolist() == shares
 
 
 @NATIVE
