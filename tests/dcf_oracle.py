@@ -1,4 +1,4 @@
-"""The distributed comparison function again, a gate at a time on Python's integers, after figure 1 of Boyle et al. 2021.
+"""The distributed comparison function again, a gate at a time on Python's integers: figure 1 of Boyle et al. 2021.
 
 A seed, its control bit t and its value v are kept apart here, as the paper keeps them (packed: docs/gates.md).
 """

@@ -88,10 +88,11 @@ def test_the_tree_gives_random_carries(gates: int, bits: int, backend: str):
 @pytest.mark.parametrize("digit", range(16))
 def test_a_leaf_is_its_definition(block: int, digit: int):
     """In the second block from below, whose digit of e' may be anything."""
-    codes = thermometer(words([block << 3]), bits=64)
+    codes = thermometer(words([block << 3 | 7]), bits=64)
     assert [int(codes[1]) >> t & 1 for t in range(16)] == [int(block >= t) for t in range(16)]
     generate, propagate = carry.leaves(codes, words([digit << 3]), bits=64)
     assert (int(generate[1]), int(propagate[1])) == (int(block + digit >= 16), int(block + digit == 15))
+    assert (int(generate[0]), int(propagate[0])) == (0, 1)  # 7 << 1 and (0 << 1) | 1
 
 
 @NATIVE
