@@ -1,4 +1,4 @@
-"""A process in party.py's place that computes nothing: for tests of how launcher.py watches and ends its processes.
+"""A process in child.py's place that computes nothing: for tests of how processes.py watches and ends its processes.
 
 STUB says what it does: "work" begins a step and finishes an image with every beat, "idle" only beats, "fail" lets rank
 0 end with an error.
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-rank, descriptor, behaviour = int(sys.argv[1]), int(sys.argv[6]), os.environ["STUB"]
+rank, descriptor, behaviour = int(os.environ["RANK"]), int(sys.argv[5]), os.environ["STUB"]
 for beat in range(3000):  # ends by itself, should nobody end it
     done = beat if behaviour == "work" else 0
     line = json.dumps({"done": done, "images": done, "place": f"step {done}", "cpu": 0.0})

@@ -19,13 +19,15 @@ from secure_cases import cases, tiny_resnet
 
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.plan import Plan
-from deepshare.secure import SecureError, run
-from deepshare.secure.baseline import costs, launcher
+from deepshare.secure import processes
+from deepshare.secure.baseline import costs, run
 from deepshare.secure.baseline.jobs import Job
-from deepshare.secure.baseline.launcher import Party, run_jobs
-from deepshare.secure.baseline.party import PEER_LOST
+from deepshare.secure.baseline.launcher import LABELS, run_jobs
+from deepshare.secure.child import PEER_LOST
+from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import encode
 from deepshare.secure.lower import lower
+from deepshare.secure.processes import Process
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("crypten") is None, reason="needs CrypTen (deepshare doctor says how to install it)"
@@ -53,7 +55,7 @@ def working_folders(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def stub(monkeypatch):
     """Stub processes for parties: stub("work") says what they do."""
-    monkeypatch.setattr(launcher, "SCRIPT", STUB)
+    monkeypatch.setattr(processes, "SCRIPT", STUB)
     return lambda behaviour: monkeypatch.setenv("STUB", behaviour)
 
 
@@ -120,18 +122,18 @@ class EnoughError(Exception):
     pass
 
 
-def strike(monkeypatch: pytest.MonkeyPatch, rank: int, sent: int, at: int) -> list[Party]:
+def strike(monkeypatch: pytest.MonkeyPatch, rank: int, sent: int, at: int) -> list[Process]:
     """Sends process `rank` a signal once every party began `at` steps; the processes watched, once it has."""
-    struck: list[Party] = []
-    check = launcher._check_alive
+    struck: list[Process] = []
+    check = processes._check_alive
 
-    def strike_then_check(parties: list[Party], stall_seconds: float) -> None:
+    def strike_then_check(parties: list[Process], stall_seconds: float) -> None:
         if not struck and all(party.done > at for party in parties[:2]):
             struck.extend(parties)
             os.kill(parties[rank].process.pid, sent)
         check(parties, stall_seconds)
 
-    monkeypatch.setattr(launcher, "_check_alive", strike_then_check)
+    monkeypatch.setattr(processes, "_check_alive", strike_then_check)
     return struck
 
 
@@ -214,8 +216,8 @@ def test_the_party_at_fault_is_blamed_not_the_one_that_lost_its_peer(codes, word
         stderr = tmp_path / str(rank)
         stderr.write_text(f"noise\nlost party {1 - rank}\n\n")
         process = SimpleNamespace(returncode=code, poll=lambda code=code: code)
-        parties.append(Party(rank, stderr, process, -1, io.BytesIO(), place="conv1"))
-    assert re.search(words, str(launcher._obituary(parties)))
+        parties.append(Process(LABELS[rank], stderr, process, -1, io.BytesIO(), place="conv1"))
+    assert re.search(words, str(processes._obituary(parties)))
 
 
 @pytest.mark.slow
@@ -240,24 +242,25 @@ def test_parties_die_with_their_parent(tmp_path):
     script.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from deepshare.secure.baseline import costs, launcher\n"
+        "from deepshare.secure import processes\n"
+        "from deepshare.secure.baseline.launcher import run_jobs\n"
         "from test_secure_run import endless_job\n"
-        "start = launcher._start\n"
+        "start = processes._start\n"
         "def told(*arguments):\n"
         "    party = start(*arguments)\n"
         "    print(party.process.pid, flush=True)\n"
         "    return party\n"
-        "launcher._start = told\n"
-        "launcher.run_jobs([endless_job()])\n"
+        "processes._start = told\n"
+        "run_jobs([endless_job()])\n"
     )
-    root = str(Path(launcher.__file__).parents[3])
+    root = str(Path(processes.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment, text=True)
     assert parent.stdout is not None
     pids = [int(parent.stdout.readline()), int(parent.stdout.readline())]
     assert all(_alive(pid) for pid in pids)
     (folder,) = tmp_path.glob("deepshare-secure-*")
-    assert {path.name for path in folder.rglob("*")} - {"rendezvous"} == {"server.stderr", "client.stderr"}
+    assert {path.name for path in folder.rglob("*")} - {"rendezvous"} == {"0.stderr", "1.stderr"}
     parent.kill()
     parent.wait()
     parent.stdout.close()

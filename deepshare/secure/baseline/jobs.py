@@ -1,15 +1,8 @@
-"""What a party is given and what it gives back: open files without a name, one of each kind a party.
+"""What a party is given: the server never an image, with secret weights the client never a weight."""
 
-The server's never hold an image; with secret weights the client's never hold a weight. Having no name, they are gone
-from the disk with the last process that has them open, whatever kills it.
-"""
-
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from deepshare.secure.program import Program
@@ -46,19 +39,3 @@ class Job:
         if rank == 1:
             known["images"] = self.images
         return known
-
-
-def nameless(folder: Path) -> IO[bytes]:
-    """An empty file on `folder`'s disk that has no name (O_TMPFILE)."""
-    return tempfile.TemporaryFile(dir=folder)
-
-
-def save(value: Any, file: IO[bytes]) -> None:
-    torch.save(value, file)
-    file.flush()
-
-
-def load(file: IO[bytes]) -> Any:
-    """What `save` wrote, from the start of the file. Tensors and plain values only: no code is run."""
-    file.seek(0)
-    return torch.load(file, weights_only=True)

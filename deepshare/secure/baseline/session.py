@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from deepshare.secure.baseline import costs
 from deepshare.secure.baseline.crypten_import import require_crypten
 from deepshare.secure.baseline.jobs import Job, Provider, Weights
-from deepshare.secure.baseline.launcher import STALL_SECONDS, Progress, run_jobs
+from deepshare.secure.baseline.launcher import run_jobs
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.lower import lower
+from deepshare.secure.processes import STALL_SECONDS, Progress
 from deepshare.secure.program import Program
 from deepshare.secure.report import SecureReport, SiteCost
 
