@@ -8,10 +8,11 @@ from deepshare.analysis.comparison import NetworkResult, comparison_table, plot_
 from deepshare.secure import SecureReport
 
 ALL_RELU = SecureReport(
-    network="net", convention="", weights="public", provider="TFP", device="CPU", transport="loopback", batch=1,
-    images=20, drelus=7680, rounds=145, server_bytes=2_000_000, client_bytes=1_500_000, dealer_bytes=0,
-    predicted_rounds=145, predicted_bytes=3_500_000, seconds_online=0.6, seconds_dealing=0.1, agreement=1.0,
-    accuracy_secure=0.9, accuracy_plain=0.9, sites=(),
+    network="net", convention="", engine="CrypTen", weights="public", provider="TFP", device="CPU", batch=1,
+    transport="loopback", images=20, drelus=7680, rounds=145, flights=145, server_bytes=2_000_000, early_bytes=0,
+    client_bytes=1_500_000, dealer_bytes=3_000_000, setup_bytes=0, predicted_rounds=145, predicted_bytes=3_500_000,
+    seconds_online=0.6, seconds_preparing=0.0, seconds_dealing=0.1, agreement=1.0, accuracy_secure=0.9,
+    accuracy_plain=0.9, sites=(),
 )  # fmt: skip
 SHARED = replace(ALL_RELU, drelus=240, rounds=49, server_bytes=100_000, client_bytes=200_000, seconds_online=0.2)
 RESULTS = [
@@ -24,9 +25,10 @@ RESULTS = [
 
 def test_table_has_every_figure_and_ratios_within_a_weights_setting():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in comparison_table(RESULTS).splitlines()]
-    assert rows[2] == ["all-ReLU", "7,680", "98.33 %", "public", "145", "2.000", "0.600", "1.00", "20 of 20"]
-    assert rows[3] == ["DeepShare", "240", "95.00 %", "public", "49", "0.200", "0.200", "3.00", "19 of 20"]
-    assert rows[5][3:8] == ["secret", "49", "0.200", "0.800", "1.25"]
+    first = ["all-ReLU", "7,680", "98.33 %", "CrypTen", "public", "145", "2.000", "3.000", "0.600", "1.00", "20 of 20"]
+    second = ["DeepShare", "240", "95.00 %", "CrypTen", "public", "49", "0.200", "3.000", "0.200", "3.00", "19 of 20"]
+    assert rows[2:4] == [first, second]
+    assert rows[5][4:10] == ["secret", "49", "0.200", "3.000", "0.800", "1.25"]
 
 
 def test_plot_is_a_png_of_two_panels(tmp_path: Path):

@@ -13,8 +13,9 @@ from deepshare import models
 from deepshare.fold import fold_batch_norm
 from deepshare.methods.merge import merge_linear
 from deepshare.plan import Plan, count_drelus
-from deepshare.secure import SecureError, run_model
+from deepshare.secure.baseline import run_model
 from deepshare.secure.baseline.jobs import Job
+from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.lower import lower
 from deepshare.secure.program import Program

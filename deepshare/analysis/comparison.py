@@ -26,28 +26,32 @@ _HEADER = (
     "network",
     "DReLUs",
     "test accuracy",
+    "engine",
     "weights",
     "rounds",
-    "MB sent by a party",
+    "MB one way",
+    "MB dealt before",
     "seconds",
-    "times faster than all-ReLU",
+    "times faster than its all-ReLU",
     "argmax secure = plain",
 )
 
 
 def comparison_table(results: Sequence[NetworkResult]) -> str:
-    """Markdown table; a speedup is over the first result with the same weights setting (the all-ReLU network)."""
+    """Markdown table; a speedup is over the first result with the same engine and weights (the all-ReLU network)."""
     rows = []
     for result in results:
         secure = result.secure
-        baseline = next(other.secure for other in results if other.secure.weights == secure.weights)
+        baseline = next(other.secure for other in results if _setting(other) == _setting(result))
         cells = (
             result.name,
             f"{secure.drelus:,}",
             f"{100 * result.accuracy:.2f} %",
+            _setting(result)[0],
             secure.weights,
             str(secure.rounds),
             f"{secure.megabytes:.3f}",
+            f"{(secure.dealer_bytes + secure.early_bytes) / 1e6:.3f}",
             f"{secure.seconds_online:.3f}",
             f"{baseline.seconds_online / secure.seconds_online:.2f}",
             f"{round(secure.agreement * secure.images)} of {secure.images}",
@@ -56,11 +60,16 @@ def comparison_table(results: Sequence[NetworkResult]) -> str:
     return markdown(_HEADER, rows)
 
 
-_COLOURS = ("#c0562f", "#5b4a8a")
+def _setting(result: NetworkResult) -> tuple[str, str]:
+    """What a speedup and a line of the picture keep fixed: engine and weights."""
+    return result.secure.engine.partition(" ")[0].rstrip(","), result.secure.weights
+
+
+_COLOURS = ("#c0562f", "#5b4a8a", "#e0a030", "#30885a")
 
 
 def plot_comparison(results: Sequence[NetworkResult], path: Path) -> Path:
-    """PNG: accuracy (left) and secure latency, one line per weights setting (right), over DReLUs.
+    """PNG: accuracy (left) and secure latency, one line per engine and weights setting (right), over DReLUs.
 
     Raises:
         ImportError: matplotlib is missing (`pip install 'deepshare[demo]'`).
@@ -71,17 +80,17 @@ def plot_comparison(results: Sequence[NetworkResult], path: Path) -> Path:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    settings = list(dict.fromkeys(result.secure.weights for result in results))
+    settings = list(dict.fromkeys(_setting(result) for result in results))
     ordered = sorted(results, key=lambda result: result.secure.drelus)
     accuracies = [100 * result.accuracy for result in ordered]
-    first = [result for result in ordered if result.secure.weights == settings[0]]
+    first = [result for result in ordered if _setting(result) == settings[0]]
     left.plot([r.secure.drelus for r in first], [100 * r.accuracy for r in first], "o-", color="#1f6f8b")
     left.set(ylabel="test accuracy [%]", title="Accuracy", ylim=(max(0, min(accuracies) - 3), 100))
     for setting, colour in zip(settings, _COLOURS, strict=False):
-        secure = [result.secure for result in ordered if result.secure.weights == setting]
+        secure = [result.secure for result in ordered if _setting(result) == setting]
         points = [s.drelus for s in secure], [s.seconds_online for s in secure]
-        right.plot(*points, "o-", color=colour, label=f"weights {setting}")
-    right.set(ylabel="seconds an inference", title="Two-party inference, one machine", ylim=(0, None))
+        right.plot(*points, "o-", color=colour, label=f"{setting[0]}, weights {setting[1]}")
+    right.set(ylabel="seconds an inference", yscale="log", title="Two-party inference, one machine")
     right.legend()
     for axes in (left, right):
         _label_networks(axes, first)

@@ -113,7 +113,7 @@ def run_tasks(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepshare-secure-")))
         processes = [_start(task, number, folder, stack) for number, task in enumerate(make_tasks(folder))]
         tell = _Teller(progress, images)
-        _watch(processes, stall_seconds, lambda: tell(max(process.images for process in processes)))
+        _watch(processes, stall_seconds, lambda: tell(min(images, max(process.images for process in processes))))
         tell(images)  # the last beats may be older than the last images
         return [_load(process.result) for process in processes]
 
