@@ -71,6 +71,7 @@ def _torch() -> Iterator[str]:
 def _native() -> Iterator[str]:
     import deepshare
     from deepshare.kernels import native
+    from deepshare.raw_ops import dcf_missing
 
     module = native.load()
     if module is None:
@@ -83,6 +84,7 @@ def _native() -> Iterator[str]:
     yield f"compiled by {info['compiler']} against torch {info['torch']}"
     extensions = ", ".join(info["cpu_instruction_sets"]) or "no known extensions"
     yield f"CPU kernels {info['cpu_kernels']}; this processor has {extensions}"
+    yield f"DCF gates: {dcf_missing() or 'by ' + info['aes_kernels']}"
     if info["cuda_toolkit"] is None:
         yield "no CUDA kernels: no nvcc when it was built, or DEEPSHARE_CUDA=never"
     else:

@@ -19,6 +19,7 @@ _TITLES = {
     "model": "Networks, inference",
     "step": "Networks, training step",
     "host": "Host time of a call",
+    "gates": "Gate backends",
 }
 
 
