@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepshare.nn import SharedReLU2d
 from deepshare.secure.agreement import agreement, real_values
 from deepshare.secure.calibrate import GATE_LIMIT, MARGIN, Ranges, calibrate, fingerprint
-from deepshare.secure.emulate import emulate
+from deepshare.secure.emulate import compared, emulate, gate_makers, gates_of
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import encode
 from deepshare.secure.lower import lower
@@ -99,6 +99,27 @@ def test_what_the_check_refuses_does_go_wrong():
         images = torch.tensor([[[[size << 16, -5 << 16]]]])
         wide, low = (emulate(program, tensors, images, gate_bits=bits).result for bits in (64, 32))
         assert torch.equal(wide, low) == right
+
+
+@pytest.mark.parametrize("scale", [1, 500, 10_000])
+def test_a_networks_32_bit_gates_are_right_where_the_ranges_say_so(scale):
+    """A network with random weights and ever larger inputs: gates go wrong where |x| >= 2^15 and nowhere else."""
+    model = deepcopy(CASES["shared_resnet"].model)
+    model.conv1.weight.mul_(8)
+    program, tensors = lower(model, (1, 8, 8))
+    images = encode(CASES["shared_resnet"].images * scale)
+    full = dict(enumerate(emulate(program, tensors, images, keep=True).values))
+    beyond = 0
+    for index in gate_makers(program):
+        x, step = compared(program, program.steps[index], full), program.steps[index]
+        wrong = gates_of(program, step, full, 32) != gates_of(program, step, full)
+        assert not bool(wrong[x.abs() < 2**31].any())
+        beyond += int(wrong.sum())
+    allowed = calibrate(program, tensors, images).gate_bits
+    narrow = emulate(program, tensors, images, gate_bits=32).result
+    assert (allowed, beyond > 0, torch.equal(narrow, full[len(program.steps) - 1])) == (
+        (32, False, True) if scale <= 500 else (64, True, False)
+    )
 
 
 def test_the_nearest_site_is_named():

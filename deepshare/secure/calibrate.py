@@ -109,8 +109,8 @@ class Ranges:
         """
         try:
             plain = json.loads(Path(path).read_text())
-            sites = tuple(SiteRange(**site) for site in plain["sites"])
-            layers = tuple(LayerRange(**layer) for layer in plain["layers"])
+            sites = tuple(SiteRange(**{**site, "largest": _size(site["largest"])}) for site in plain["sites"])
+            layers = tuple(LayerRange(**{**layer, "wrong": _size(layer["wrong"])}) for layer in plain["layers"])
             return cls(sites, layers, int(plain["images"]), str(plain["fingerprint"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SecureError(f"calibrate: {path} must be a file of ranges ({type(error).__name__})") from error
@@ -118,11 +118,10 @@ class Ranges:
     def __str__(self) -> str:
         rows = [("site", "kind", "largest |x|", "bits"), ()]
         rows += [(site.name, site.op, f"{site.largest:.4g}", str(site.bits)) for site in self.sites]
-        nearest, summary = self.nearest, f"{self.images} images: gates of {self.gate_bits} bits"
-        if nearest is not None:
-            summary += (
-                f"; nearest to the bound is '{nearest.name}', {GATE_LIMIT / max(nearest.largest, 1e-9):.4g} below it"
-            )
+        summary = f"{self.images} images: gates of {self.gate_bits} bits"
+        if self.nearest is not None:
+            factor = GATE_LIMIT / max(self.nearest.largest, 2.0**-SCALE_BITS)
+            summary += f"; nearest to the bound is '{self.nearest.name}', {factor:.4g} times below it"
         return f"{aligned(rows, left=2)}\n{summary}; P(a truncation wrong in one inference) <= {self.wrong:.2g}"
 
 
@@ -160,7 +159,7 @@ def calibrate(
 
 def fingerprint(program: Program, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of steps, channel maps, masks and weights, as hex: who holds it can confirm a guess of the weights."""
-    digest = hashlib.sha256(repr(program.steps).encode())
+    digest = hashlib.sha256(json.dumps([asdict(step) for step in program.steps], sort_keys=True).encode())
     for name, tensor in sorted([*program.public.items(), *tensors.items()]):
         digest.update(f"|{name}{list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -189,6 +188,12 @@ def _before_truncation(program: Program, real: Mapping[str, Tensor], run: Emulat
 def _values(run: Emulation) -> dict[int, Tensor]:
     assert run.values is not None
     return dict(enumerate(run.values))
+
+
+def _size(value: object) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError("must be a finite number, 0 or more")
+    return float(value)
 
 
 def _too_large(site: SiteRange) -> bool:
