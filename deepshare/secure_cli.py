@@ -18,9 +18,12 @@ def add(commands) -> None:  # type: ignore[no-untyped-def]
 def _add_run(actions) -> None:  # type: ignore[no-untyped-def]
     command = actions.add_parser("run", help="run a checkpoint between two parties, on this machine")
     command.add_argument("checkpoint", type=Path)
-    command.add_argument("--weights", choices=("public", "secret"), default="public", help="default %(default)s")
+    command.add_argument("--engine", choices=("deepshare", "crypten"), default="deepshare", help="default %(default)s")
+    command.add_argument(
+        "--provider", choices=("TFP", "TTP"), default="TFP", help="of CrypTen's triples (default %(default)s)"
+    )
+    _add_engine_settings(command)
     command.add_argument("--images", type=int, default=20, metavar="N", help="test images (default %(default)s)")
-    command.add_argument("--batch", type=int, default=1, help="images an inference (default %(default)s)")
     command.add_argument("--data", help="data set (default: the one the checkpoint was trained on)")
     command.add_argument("--data-root", type=Path, help="folder of the official data files")
     command.add_argument("--json", type=Path, help="also write the report to this file")
@@ -51,11 +54,10 @@ def _add_serve(actions) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--model", type=Path, required=True, metavar="CHECKPOINT")
     command.add_argument("--listen", metavar="HOST:PORT", help="port 0: the system chooses")
     _add_party_options(command, "the server's")
-    command.add_argument("--weights", choices=("secret", "public"), default="secret", help="default %(default)s")
-    command.add_argument("--affine", choices=("secret", "public"), help="alpha and beta (default as --weights)")
-    command.add_argument("--gate", choices=("tree", "dcf"), default="dcf", help="comparison (default %(default)s)")
-    command.add_argument("--gate-bits", type=int, choices=(64, 32), default=64, help="default %(default)s")
-    command.add_argument("--batch", type=int, default=1, help="images an inference (default %(default)s)")
+    _add_engine_settings(command)
+    command.add_argument(
+        "--reveal", choices=("logits", "label"), default="logits", help="to the client (default %(default)s)"
+    )
     command.add_argument("--queries", type=int, metavar="N", help="stop after N queries; 2 if one of them failed")
     command.add_argument(
         "--queue", type=int, default=8, metavar="N", help="queries that may wait (default %(default)s)"
@@ -77,6 +79,14 @@ def _add_query(actions) -> None:  # type: ignore[no-untyped-def]
     command.set_defaults(run=query)
 
 
+def _add_engine_settings(command) -> None:  # type: ignore[no-untyped-def]
+    command.add_argument("--weights", choices=("secret", "public"), default="secret", help="default %(default)s")
+    command.add_argument("--affine", choices=("secret", "public"), help="alpha and beta (default as --weights)")
+    command.add_argument("--gate", choices=("tree", "dcf"), default="dcf", help="comparison (default %(default)s)")
+    command.add_argument("--gate-bits", type=int, choices=(64, 32), default=64, help="default %(default)s")
+    command.add_argument("--batch", type=int, default=1, help="images an inference (default %(default)s)")
+
+
 def _add_party_options(command, whose: str) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--keys", type=Path, metavar="DIR", help=f"{whose} folder of 'secure keys'")
     tickets = command.add_mutually_exclusive_group()
@@ -85,7 +95,7 @@ def _add_party_options(command, whose: str) -> None:  # type: ignore[no-untyped-
 
 
 def _run(options: argparse.Namespace) -> None:
-    from deepshare import models, secure
+    from deepshare import secure
     from deepshare.checkpoint import load_checkpoint
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
@@ -99,12 +109,17 @@ def _run(options: argparse.Namespace) -> None:
         checkpoint,
         dataset.normalise(images),
         labels,
+        engine=options.engine,
+        provider=options.provider,
         weights=options.weights,
+        affine=options.affine,
+        gate=options.gate,
+        gate_bits=options.gate_bits,
         batch=options.batch,
         name=str(options.checkpoint),
         progress=_show_images if sys.stderr.isatty() else None,
     )
-    print(models.convention(checkpoint.spec["stem_relu"], checkpoint.spec["name"]), report, sep="\n")
+    print(report)
     if options.json is not None:
         report.save(options.json)
 

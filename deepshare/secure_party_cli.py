@@ -63,12 +63,15 @@ def _network(options: argparse.Namespace) -> tuple["Protocol", dict[str, Any], A
     """(protocol, integer weights, what gives the Pixels) of --model under the settings."""
     from deepshare.checkpoint import load_checkpoint
     from deepshare.secure.engine.protocol import Protocol, Settings
+    from deepshare.secure.label import with_label
     from deepshare.secure.lower import lower
 
     settings = Settings(options.weights, options.affine, options.gate, options.gate_bits, options.batch)
     checkpoint = load_checkpoint(options.model)
     channels, height, width = checkpoint.spec["input_size"]
     program, tensors = lower(checkpoint.model, (channels, height, width))
+    if options.reveal == "label":
+        program = with_label(program)
     return Protocol.compile(program, settings), tensors, lambda: _pixels(checkpoint, options)
 
 
@@ -143,6 +146,7 @@ class _Places:
 def _ask(options: argparse.Namespace, identity: Any, session: "Session", log: Any) -> None:
     import torch
 
+    from deepshare.secure import SecureError
     from deepshare.secure.engine.party import Client
     from deepshare.secure.net.images import prepare_images, read_images
     from deepshare.secure.net.query import ask, client_supply, default_cache, receive_weights, receive_welcome
@@ -150,6 +154,8 @@ def _ask(options: argparse.Namespace, identity: Any, session: "Session", log: An
     welcome = receive_welcome(session)
     pixels = [read_images(path, welcome.size[0]) for path in options.images]
     pairs = zip(pixels, options.images, strict=True)
+    if options.logits and welcome.protocol.program.reveals == "label":
+        raise SecureError("secure query: --logits: this server reveals the label alone")
     images = [prepare_images(part, welcome.size, welcome.mean, welcome.std, str(path)) for part, path in pairs]
     supply = client_supply(identity, welcome, _dealer(options), options.material)
     why = "the client ended"
@@ -168,9 +174,9 @@ def _ask(options: argparse.Namespace, identity: Any, session: "Session", log: An
 
 
 def _print_answer(names: list[str], answer: "Answer", *, logits: bool) -> None:
-    for name, row in zip(names, answer.logits.flatten(1), strict=True):
-        values = "  " + " ".join(f"{value:.4f}" for value in row.tolist()) if logits else ""
-        print(f"{name}: {int(row.argmax())}{values}")
+    for index, (name, label) in enumerate(zip(names, answer.labels.tolist(), strict=True)):
+        row = answer.logits[index].flatten().tolist() if logits and answer.logits is not None else []
+        print(" ".join([f"{name}: {label}", *(f"{value:.4f}" for value in row)]))
     print(
         f"{answer.inferences} inferences: {answer.rounds} rounds, {answer.sent:,} bytes sent, "
         f"{answer.received:,} received online; seconds {answer.seconds_offline:.3f} offline, "

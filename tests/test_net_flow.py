@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from net_cases import identity, joined
-from net_flow import Flow
+from net_cases import identity, joined, keys
+from net_flow import SIZE, Flow
 from secure_cases import cases
 
 from deepshare.secure.engine.protocol import Protocol, Settings
 from deepshare.secure.engine.ticket import read_ticket, ticket_path
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode
+from deepshare.secure.label import with_label
 from deepshare.secure.lower import lower
 from deepshare.secure.net import query, serve
 from deepshare.secure.net.deal import deal_to_disk
@@ -62,6 +63,22 @@ def test_from_disk_the_result_is_exact_and_the_tickets_are_gone(settings: Settin
     for name, party in (("server", 0), ("client-1", 1)):
         version = Material.open(deal / ("server", "client")[party], party, flow.keys / name).version
         assert Ledger(flow.keys / name).last(version) == 2
+
+
+def test_a_server_may_reveal_the_label_alone(tmp_path: Path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(cases()["follower"].model, torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+    program, tensors = lower(model, SIZE)
+    protocol = Protocol.compile(with_label(program), Settings(gate="tree"))
+    flow = Flow(tmp_path, keys(tmp_path), protocol, tensors)
+    deal, images = flow.deal(2), flow.images(2)
+    service = flow.service(material=deal / "server")
+    with flow.running(service, queries=1) as errors:
+        answer = flow.query(service, images, material=deal / "client")
+    assert errors == []
+    assert answer.logits is None
+    with torch.no_grad():
+        assert torch.equal(answer.labels, model(decode(images).float()).argmax(1))
 
 
 def test_a_part_of_a_batch_is_filled_up(tmp_path: Path):

@@ -54,12 +54,14 @@ class Answer:
     """Logits of all images, and what they cost this party.
 
     Attributes:
-        logits: float64 [N, classes].
+        labels: int64 [N].
+        logits: float64 [N, classes]; None where the protocol reveals labels alone.
         rounds, sent, received: of all inferences, online; payload bytes.
         seconds_offline: for tickets and what is computed before the images; seconds_online: from images to logits.
     """
 
-    logits: Tensor
+    labels: Tensor
+    logits: Tensor | None
     inferences: int
     rounds: int
     sent: int
@@ -134,7 +136,7 @@ def ask(
         SecureError: the server or the dealer is gone, or no ticket is left.
     """
     batch = client.protocol.settings.batch
-    logits, ran = [], []
+    results, ran = [], []
     offline = online = 0.0
     for part in images.split(batch):
         began = time.perf_counter()
@@ -144,12 +146,15 @@ def ask(
         result = inference.run(filled)
         assert result is not None, "the client learns the logits"
         offline, online = offline + prepared - began, online + time.perf_counter() - prepared
-        logits.append(decode(result[: len(part)]))
+        results.append(result[: len(part)])
         ran.append(inference)
     messages.send(session.channel, "end")
     spent = [action for inference in ran for action in inference.spent]
     costs: dict[str, Any] = {name: sum(getattr(a, name) for a in spent) for name in ("rounds", "sent", "received")}
-    return Answer(torch.cat(logits), len(ran), **costs, seconds_offline=offline, seconds_online=online)
+    opened = torch.cat(results)
+    logits = None if client.protocol.program.reveals == "label" else decode(opened)
+    labels = opened.flatten() if logits is None else logits.flatten(1).argmax(1)
+    return Answer(labels, logits, len(ran), **costs, seconds_offline=offline, seconds_online=online)
 
 
 def _prepare(session: Session, supply: Supply, client: Client, log: Log) -> Inference:
