@@ -33,7 +33,10 @@ PARTIES = {SERVER: "server", CLIENT: "client"}
 
 
 class EveryMessage(nn.Module):
-    """A small network that says everything: ReLU, leader, follower, mask; openings, one-way halves, early ones."""
+    """A small network that says everything: ReLU, leader, follower, mask; openings, one-way halves, early ones.
+
+    One value has two linear readers, another is opened and read by a linear layer: one mask serves both.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,13 +45,16 @@ class EveryMessage(nn.Module):
         self.first, self.second, self.third, self.fourth = (
             nn.Conv2d(channels, 4, 3, padding=1) for channels in (1, 4, 4, 4)
         )
+        self.beside, self.of_opened = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
         self.leader, self.follower = shared(4, 2, generator), shared(4, 2, generator)
         self.masked = MaskedReLU2d(torch.rand(4, 8, 8, generator=generator) > 0.3)
         self.last = nn.Linear(64, 32)
 
     def forward(self, x: Tensor) -> Tensor:
-        opened = self.second(F.relu(self.first(x)))
+        active = F.relu(self.first(x))
+        opened = self.second(active)
         inner = self.follower(self.leader(opened) + opened, source=opened)
+        inner = inner + self.beside(active) + self.of_opened(opened)
         inner = self.masked(self.fourth(self.third(inner)))
         return self.last(F.avg_pool2d(inner, 2).flatten(1))
 
