@@ -1,4 +1,4 @@
-"""The yardstick: the same networks on CrypTen's own operations (docs/secure.md)."""
+"""The yardstick: the same networks on CrypTen's own operations (docs/baseline.md)."""
 
 from deepshare.secure.baseline.session import run, run_model
 
