@@ -1,4 +1,4 @@
-"""`deepshare secure run | keys | deal | serve | query`: two-party inference, on this machine and between machines."""
+"""`deepshare secure run | calibrate | keys | deal | serve | query`: two-party inference, here and between machines."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ def add(commands) -> None:  # type: ignore[no-untyped-def]
     """Adds the group `secure` to the command line's parser."""
     group = commands.add_parser("secure", help="two-party inference: on this machine (run), or between machines")
     actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for add_action in (_add_run, _add_keys, _add_deal, _add_serve, _add_query):
+    for add_action in (_add_run, _add_calibrate, _add_keys, _add_deal, _add_serve, _add_query):
         add_action(actions)
 
 
@@ -28,6 +28,16 @@ def _add_run(actions) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--data-root", type=Path, help="folder of the official data files")
     command.add_argument("--json", type=Path, help="also write the report to this file")
     command.set_defaults(run=_run)
+
+
+def _add_calibrate(actions) -> None:  # type: ignore[no-untyped-def]
+    command = actions.add_parser("calibrate", help="how large a network's values grow: whether 32-bit gates are safe")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--images", type=int, default=100, metavar="N", help="training images (default %(default)s)")
+    command.add_argument("--data", help="data set (default: the one the checkpoint was trained on)")
+    command.add_argument("--data-root", type=Path, help="folder of the official data files")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write the ranges there, for 'serve --ranges'")
+    command.set_defaults(run=_calibrate)
 
 
 def _add_keys(actions) -> None:  # type: ignore[no-untyped-def]
@@ -55,6 +65,7 @@ def _add_serve(actions) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--listen", metavar="HOST:PORT", help="port 0: the system chooses")
     _add_party_options(command, "the server's")
     _add_engine_settings(command)
+    command.add_argument("--ranges", type=Path, metavar="FILE", help="of 'secure calibrate', for --gate-bits 32")
     command.add_argument(
         "--reveal", choices=("logits", "label"), default="logits", help="to the client (default %(default)s)"
     )
@@ -127,6 +138,26 @@ def _run(options: argparse.Namespace) -> None:
 def _show_images(done: int, total: int) -> None:
     """One line on the terminal, written over."""
     print(f"\r{done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from deepshare.checkpoint import load_checkpoint
+    from deepshare.secure import SecureError
+    from deepshare.secure.calibrate import calibrate
+    from deepshare.secure.fixed_point import encode
+    from deepshare.secure.lower import lower
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    if options.images < 1:
+        raise SecureError(f"secure calibrate: --images must be at least 1 (got {options.images})")
+    dataset = data_set(checkpoint, options.data, options.data_root, "--data is needed")
+    channels, height, width = checkpoint.spec["input_size"]
+    program, tensors = lower(checkpoint.model, (channels, height, width))
+    images = dataset.normalise(dataset.train.images[: options.images])
+    ranges = calibrate(program, tensors, encode(images, name="images"))
+    print(ranges)
+    if options.out is not None:
+        print(f"written: {ranges.save(options.out)}")
 
 
 def _keys(options: argparse.Namespace) -> None:

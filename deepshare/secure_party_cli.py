@@ -62,6 +62,7 @@ def _serve_network(options: argparse.Namespace) -> None:
 def _network(options: argparse.Namespace) -> tuple["Protocol", dict[str, Any], Any]:
     """(protocol, integer weights, what gives the Pixels) of --model under the settings."""
     from deepshare.checkpoint import load_checkpoint
+    from deepshare.secure.calibrate import Ranges
     from deepshare.secure.engine.protocol import Protocol, Settings
     from deepshare.secure.label import with_label
     from deepshare.secure.lower import lower
@@ -70,6 +71,8 @@ def _network(options: argparse.Namespace) -> tuple["Protocol", dict[str, Any], A
     checkpoint = load_checkpoint(options.model)
     channels, height, width = checkpoint.spec["input_size"]
     program, tensors = lower(checkpoint.model, (channels, height, width))
+    if settings.gate_bits == 32:
+        Ranges.load(needed("serve", "--ranges", options.ranges)).check(32, program, tensors)
     if options.reveal == "label":
         program = with_label(program)
     return Protocol.compile(program, settings), tensors, lambda: _pixels(checkpoint, options)

@@ -105,6 +105,27 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_32_bit_gates_take_ranges_that_were_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, ranges = checkpoint(tmp_path / "net.safetensors"), tmp_path / "ranges.json"
+    described = [
+        "secure",
+        "serve",
+        "--model",
+        str(path),
+        "--gate-bits",
+        "32",
+        "--describe",
+        str(tmp_path / "net.protocol"),
+    ]
+    assert cli.main(described) == 2
+    assert "--ranges is needed" in capsys.readouterr().err
+    measure = ["secure", "calibrate", str(path), "--data", "digits", "--images", "4", "--out", str(ranges)]
+    assert cli.main(measure) == 0
+    assert "4 images: gates of 32 bits; nearest to the bound is" in capsys.readouterr().out
+    assert cli.main([*described, "--ranges", str(ranges)]) == 0
+    assert "no weight is in it" in capsys.readouterr().out
+
+
 def test_secure_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = checkpoint(tmp_path / "net.safetensors")
     assert cli.main(["secure", "run", str(path)]) == 2

@@ -106,3 +106,11 @@ def test_bad_arguments_are_named_before_a_process_starts(changed, words, monkeyp
     given = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2, dtype=torch.long), **changed}
     with pytest.raises(SecureError, match=words):
         run_model(tiny_resnet(2), given.pop("images"), given.pop("labels"), **given)
+
+
+def test_32_bit_gates_are_refused_where_the_range_does_not_allow_them(monkeypatch):
+    """Values of 5,000: 8 times that is above 2^15."""
+    monkeypatch.setattr("deepshare.secure.session.run_engine", lambda *_, **__: pytest.fail("processes were started"))
+    images, labels = torch.full((1, 4, 3, 4), 5000.0), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(SecureError, match="gate_bits must be 64: '0' compares values up to 5000"):
+        run_model(torch.nn.Sequential(torch.nn.ReLU()), images, labels, gate_bits=32)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from deepshare.secure.calibrate import Ranges, calibrate
 from deepshare.secure.engine import costs
 from deepshare.secure.engine.protocol import Gate, Protocol, Secrecy, Settings
 from deepshare.secure.fixed_point import decode, encode
@@ -60,6 +61,7 @@ def run_model(
     affine: Secrecy | None = None,
     gate: Gate = "dcf",
     gate_bits: int = 64,
+    ranges: Ranges | None = None,
     provider: str = "TFP",
     batch: int = 1,
     stall_seconds: float = STALL_SECONDS,
@@ -73,6 +75,8 @@ def run_model(
         weights: "secret": only the server knows them; the client's process is given shapes, channel maps and masks.
             "public": both parties know the weights, alpha and beta.
         affine, gate, gate_bits: of the engine (`Settings`).
+        ranges: what `calibrate` measured on this network; 32-bit gates are refused where they do not allow them. None:
+            they are measured on these images.
         provider: of the baseline's triples, "TFP" or "TTP".
         batch: images per inference. Costs and seconds are those of one batch.
         stall_seconds: a process silent, or all without progress, for that long ends the run.
@@ -92,6 +96,8 @@ def run_model(
     program, tensors = lower(model, (images.shape[1], images.shape[2], images.shape[3]))
     protocol = Protocol.compile(program, settings)
     encoded = encode(images, name="images")
+    if gate_bits == 32:
+        (ranges or calibrate(program, tensors, encoded)).check(32, program, tensors)
     plain = plain_logits(model, images).argmax(1)
     measured = run_engine(protocol, tensors, encoded, stall_seconds=stall_seconds, progress=progress)
     agreed = agreement(decode(measured.logits).argmax(1), plain, labels)
