@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -141,34 +139,6 @@ def test_the_delay_line_holds_packets_back_by_rate_and_delay():
     assert line.takes(now=200.09)
     for descriptor in (reading, source, target, writing):
         os.close(descriptor)
-
-
-def test_the_plain_link_does_not_deadlock_when_both_send_first():
-    ends = _connected()
-    payload = os.urandom(4_000_000)
-    received: dict[int, bytes] = {}
-
-    def party(rank: int) -> None:
-        ends[rank].barrier()
-        ends[rank].send(payload)
-        received[rank] = bytes(ends[rank].recv(len(payload)))
-
-    threads = [threading.Thread(target=party, args=(rank,), daemon=True) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert received == {0: payload, 1: payload}
-    assert [(end.sent, end.received) for end in ends] == [(len(payload),) * 2] * 2  # barriers do not count
-
-
-def _connected() -> list[Any]:
-    from secure.plain_link import PlainLink
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        client = socket.create_connection(server.getsockname())
-        accepted, _ = server.accept()
-    return [PlainLink(accepted), PlainLink(client)]
 
 
 # --- networks, cells, tables

@@ -13,6 +13,7 @@ from deepshare.secure.engine.party import Client, Party, Server
 from deepshare.secure.engine.protocol import Action, Reveal
 from deepshare.secure.engine.ticket import read_ticket, ticket_path
 from deepshare.secure.fixed_point import decode, encode
+from deepshare.secure.net.channel import Channel
 
 ADDRESS = "127.0.0.1"
 
@@ -23,7 +24,7 @@ class Run:
     Then this party has all that the other sent for the ReLU, and has sent all of its own.
     """
 
-    def __init__(self, party: Party, link: plain_link.PlainLink, options: Any, number: int) -> None:
+    def __init__(self, party: Party, link: Channel, options: Any, number: int) -> None:
         ticket = read_ticket(ticket_path(options.folder / f"party{options.rank}", number))
         self._inference = party.prepare(ticket, link)
         self._inference.on_action = self._mark
@@ -32,9 +33,9 @@ class Run:
         self.seconds, self.loopback_bytes, self.sent = 0.0, 0, 0
 
     def __call__(self, images: Tensor | None) -> Tensor | None:
-        self._link.barrier()
+        plain_link.barrier(self._link)
         before = relu_party.loopback_bytes()
-        self._link.barrier()
+        plain_link.barrier(self._link)
         self._start = (time.perf_counter(), before, self._link.sent)
         return self._inference.run(images)
 

@@ -17,19 +17,20 @@ import torch  # noqa: E402
 from deepshare.secure.engine.party import Client, Party, Server  # noqa: E402
 from deepshare.secure.engine.protocol import Protocol, Reveal  # noqa: E402
 from deepshare.secure.engine.ticket import read_ticket, ticket_path  # noqa: E402
+from deepshare.secure.net.channel import Channel  # noqa: E402
 from secure import plain_link  # noqa: E402
 
 
-def infer(party: Party, link: plain_link.PlainLink, folder: Path, number: int, images: torch.Tensor | None) -> Any:
+def infer(party: Party, link: Channel, folder: Path, number: int, images: torch.Tensor | None) -> Any:
     """One inference: times in seconds, bytes sent, what each step cost, the logits at the client."""
     path = ticket_path(folder, number)
     ticket = read_ticket(path)
-    link.barrier()
+    plain_link.barrier(link)
     start = time.perf_counter()
     early = -link.sent
     inference = party.prepare(ticket, link)
     early += link.sent
-    link.barrier()
+    plain_link.barrier(link)
     preparing = time.perf_counter() - start
     sent = -link.sent
     start = time.perf_counter()
