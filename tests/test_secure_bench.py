@@ -169,7 +169,8 @@ def test_a_network_is_the_same_on_every_call_and_near_its_budget():
 
 
 def visit(seconds: list[float], **changed: Any) -> dict[str, Any]:
-    made = {"online": seconds, "dealing": 0.5, "rounds": 4, "flights": 4, "server_bytes": 100, "client_bytes": 90}
+    made = {"online": seconds, "preparing": 0.25, "dealing": 0.5, "rounds": 4, "flights": 4}
+    made |= {"server_bytes": 100, "client_bytes": 90, "early_bytes": 0, "setup_bytes": 0}
     made |= {"offline_bytes": [125_000_000, 0], "drelus": 6000, "provider": "p", "batch": 1, "device": "d"}
     return made | {"worst_error": 1e-4, "logit_range": 2.0, "load_1": 0.5} | changed
 
@@ -226,7 +227,7 @@ def test_the_table_has_both_ratios(tmp_path: Path):
     assert set(row.split("|")[3:-1]) == {" - "}
     assert f"- {ours[1].slug}: too large" in text
     last = [line for line in text.splitlines() if "engine, DCF" in line and "secret" in line][-1]
-    assert "| 1.750 |" in last  # 0.25 online + 0.5 dealing + 125 MB at 1 Gb/s
+    assert "| 2.000 |" in last  # 0.5 dealing + 125 MB at 1 Gb/s + 0.25 preparing + 0.25 online
 
 
 def test_the_latency_model_is_fitted_where_there_are_delays(tmp_path: Path):

@@ -60,6 +60,10 @@ class Found:
     def dealing(self) -> float:
         return median(visit["dealing"] for visit in self.visits)
 
+    @property
+    def preparing(self) -> float:
+        return median(visit["preparing"] for visit in self.visits)
+
     def __getitem__(self, key: str) -> Any:
         """A count, the same in every visit."""
         return self.visits[0][key]

@@ -19,8 +19,9 @@ def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
 
     Returns:
         online: seconds at the client, from its image to its logits, material dealt beforehand; dealing: median seconds
-        party 0 took for that; rounds, server_bytes, client_bytes: counted, online; offline_bytes: what a party
-        receives from a dealer (none: TFP's parties draw theirs from seeds); worst_error: of the logits against the
+        party 0 took for that; preparing: seconds of work on the material before the image is there (none here); rounds, server_bytes, client_bytes: counted, online; offline_bytes: what a party
+        receives from a dealer (none: TFP's parties draw theirs from seeds); early_bytes: sent by the client before the
+        image is there; setup_bytes: sent once a model version; worst_error: of the logits against the
         float model, beside logit_range.
     """
     model, drelus, plan = network.build()
@@ -36,11 +37,14 @@ def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
     return {
         "online": client["online"],
         "dealing": sorted(server["dealing"])[len(server["dealing"]) // 2],
+        "preparing": 0.0,
         "rounds": sum(rounds for rounds, _ in client["spent"]),
         "flights": sum(rounds for rounds, _ in client["spent"]),
         "server_bytes": exchanged + client["spent"][-1][1],
         "client_bytes": exchanged,
+        "early_bytes": 0,
         "offline_bytes": [0, 0],
+        "setup_bytes": 0,
         "drelus": drelus,
         "plan": plan,
         "provider": PROVIDER,

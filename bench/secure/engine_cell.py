@@ -85,9 +85,8 @@ class Pair:
 def visit(gate: str, network: Network, weights: str, link: Link, images: int) -> Visit:
     """As crypten_cell.visit.
 
-    Also: preparing: seconds of what both do with the ticket before the image is there; early_bytes: what the client
-    sends then; setup_bytes: masked weights, sent to the client once a model version; steps: per step and party rounds,
-    bytes, seconds and waiting, of the inference with the median time.
+    Also: steps, step_costs, step_offline: names, then per step and party rounds, bytes, seconds and waiting, of the
+    inference with the median time.
 
     Raises:
         TooLargeError: a ticket would have more than MOST_TICKET bytes.

@@ -58,8 +58,9 @@ def _speedup(found: Cells, cell: Cell) -> tuple[str, ...]:
 
 def _all_cells(found: Cells) -> str:
     header = ("network", "DReLUs", "system", "weights", "dealer", "batch", "device", "link", "rounds", "flights")
-    header = (*header, "MB to client", "MB to server", "online s", "least - most", "runs", "dealing s")
-    header = (*header, "MB dealt to server, client", "total s", "worst logit error", "of", "load")
+    header = (*header, "MB to client", "MB to server", "online s", "least - most", "runs", "preparing s", "dealing s")
+    header = (*header, "MB before the image", "MB dealt to server, client", "MB once a model", "total s")
+    header = (*header, "worst logit error", "of", "load")
     return markdown(header, [_row(cell, figures) for cell, figures in found.items()])
 
 
@@ -82,8 +83,11 @@ def _row(cell: Cell, found: Found) -> tuple[str, ...]:
         f"{found.seconds:.3f}",
         f"{min(online):.3f} - {max(online):.3f}",
         str(len(online)),
+        f"{found.preparing:.3f}",
         f"{found.dealing:.3f}",
+        f"{found['early_bytes'] / 1e6:.1f}",
         f"{offline[0]:.1f}, {offline[1]:.1f}",
+        f"{found['setup_bytes'] / 1e6:.1f}",
         f"{_total(cell, found):.3f}",
         f"{max(visit['worst_error'] for visit in found.visits):.1e}",
         f"{found['logit_range']:.2g}",
@@ -92,6 +96,7 @@ def _row(cell: Cell, found: Found) -> tuple[str, ...]:
 
 
 def _total(cell: Cell, found: Found) -> float:
-    """Online, dealing, and the material's way to the party with more of it at the link's rate (loopback: free)."""
+    """Dealing, the larger ticket's way at the link's rate (computed; loopback: free), preparing, online."""
     rate = None if cell.link.megabits is None else cell.link.megabits * 1e6 / 8
-    return found.seconds + found.dealing + (max(found["offline_bytes"]) / rate if rate else 0.0)
+    download = max(found["offline_bytes"]) / rate if rate else 0.0
+    return found.dealing + download + found.preparing + found.seconds
