@@ -19,10 +19,10 @@ def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
 
     Returns:
         online: seconds at the client, from its image to its logits, material dealt beforehand; dealing: median seconds
-        party 0 took for that; preparing: seconds of work on the material before the image is there (none here); rounds, server_bytes, client_bytes: counted, online; offline_bytes: what a party
-        receives from a dealer (none: TFP's parties draw theirs from seeds); early_bytes: sent by the client before the
-        image is there; setup_bytes: sent once a model version; worst_error: of the logits against the
-        float model, beside logit_range.
+        party 0 took for that; preparing: seconds of work on the material before the image is there (none here);
+        rounds, flights, server_bytes, client_bytes: counted, online; offline_bytes: what a party receives from a dealer
+        (none: TFP's parties draw theirs from seeds); early_bytes: sent by the client before the image is there;
+        setup_bytes: sent once a model version; worst_error: of the logits against the float model, beside logit_range.
     """
     model, drelus, plan = network.build()
     batch = network.images(images)
