@@ -6,7 +6,7 @@ from typing import Any
 import relu_party
 import torch
 from engine_network import protocol
-from secure import plain_link
+from secure import party_link
 from torch import Tensor
 
 from deepshare.secure.engine.party import Client, Party, Server
@@ -33,9 +33,9 @@ class Run:
         self.seconds, self.loopback_bytes, self.sent = 0.0, 0, 0
 
     def __call__(self, images: Tensor | None) -> Tensor | None:
-        plain_link.barrier(self._link)
+        party_link.barrier(self._link)
         before = relu_party.loopback_bytes()
-        plain_link.barrier(self._link)
+        party_link.barrier(self._link)
         self._start = (time.perf_counter(), before, self._link.sent)
         return self._inference.run(images)
 
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     made = protocol(options.elements, options.setting)
     party = Server(made, {}, None) if options.rank == 0 else Client(made, {})
-    link = (plain_link.connect if options.rank else plain_link.listen)(ADDRESS, options.port)
+    link = (party_link.connect if options.rank else party_link.listen)(ADDRESS, options.port)
     x = torch.from_numpy(relu_party.inputs(options.elements)).reshape(1, 1, 1, -1)
     images = encode(x) if options.rank else None
     with torch.inference_mode():

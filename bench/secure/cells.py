@@ -22,8 +22,8 @@ WEIGHTS = ("public", "secret")
 Visit = dict[str, Any]  # what a runner returns: see crypten_cell.visit
 
 
-class TooLargeError(RuntimeError):
-    """A cell that this machine should not run; the message is what stands in the table."""
+class NotHereError(RuntimeError):
+    """A cell that is not run; the message is what stands in the table."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from deepshare.secure.baseline.jobs import Job
 from deepshare.secure.baseline.launcher import Place, run_jobs
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.lower import lower
-from secure.cells import Visit
+from secure.cells import NotHereError, Visit
 from secure.links import Link
 from secure.networks import Network
 
@@ -23,7 +23,12 @@ def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
         rounds, flights, server_bytes, client_bytes: counted, online; offline_bytes: what a party receives from a dealer
         (none: TFP's parties draw theirs from seeds); early_bytes: sent by the client before the image is there;
         setup_bytes: sent once a model version; worst_error: of the logits against the float model, beside logit_range.
+
+    Raises:
+        NotHereError: the link has TLS.
     """
+    if link.tls:
+        raise NotHereError("CrypTen has no TLS")
     model, drelus, plan = network.build()
     batch = network.images(images)
     program, tensors = lower(model, (3, network.family.side, network.family.side))

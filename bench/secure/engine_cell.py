@@ -1,4 +1,4 @@
-"""One visit of a cell on the engine: a process for each party, plain TCP between them, the dealer in this process.
+"""One visit of a cell on the engine: a process for each party, TCP or TLS between them, the dealer in this process.
 
 Tickets are dealt before each inference and handed over as files; what they take on a link is in `total` (table6.py).
 """
@@ -25,7 +25,8 @@ from deepshare.secure.engine.ticket import Ticket, write_ticket
 from deepshare.secure.errors import SecureError
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.lower import lower
-from secure.cells import TooLargeError, Visit
+from deepshare.secure.net.keys import make_keys
+from secure.cells import NotHereError, Visit
 from secure.links import End, Link
 from secure.networks import Network
 
@@ -38,23 +39,15 @@ MOST_TICKET = 600e6  # bytes: DCF keys of an all-ReLU WRN-22-8 or Tiny-ImageNet 
 class Pair:
     """The two parties' processes."""
 
-    def __init__(self, ends: tuple[End, End], folders: tuple[Path, Path], stack: ExitStack) -> None:
+    def __init__(self, ends: tuple[End, End], folders: tuple[Path, Path], keys: list[Path], stack: ExitStack) -> None:
         self._folders = folders
         script = Path(__file__).with_name("engine_party.py")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._processes = []
         for rank, (end, folder) in enumerate(zip(ends, folders, strict=True)):
             with (folder / "errors").open("wb") as errors:
-                command = [
-                    *end.command,
-                    sys.executable,
-                    "-P",
-                    str(script),
-                    str(rank),
-                    ends[0].address,
-                    str(PORT),
-                    str(folder),
-                ]
+                party = [str(rank), ends[0].address, str(PORT), str(folder), *map(str, keys[rank : rank + 1])]
+                command = [*end.command, sys.executable, "-P", str(script), *party]
                 process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
                 )
@@ -89,7 +82,7 @@ def visit(gate: str, network: Network, weights: str, link: Link, images: int) ->
     inference with the median time.
 
     Raises:
-        TooLargeError: a ticket would have more than MOST_TICKET bytes.
+        NotHereError: a ticket would have more than MOST_TICKET bytes.
     """
     model, drelus, plan = network.build()
     batch = network.images(images)
@@ -97,7 +90,7 @@ def visit(gate: str, network: Network, weights: str, link: Link, images: int) ->
     protocol = Protocol.compile(program, Settings(weights=weights, gate=gate))  # type: ignore[arg-type]
     sizes = [protocol.body_bytes(party) for party in (0, 1)]
     if max(sizes) > MOST_TICKET:
-        raise TooLargeError(f"{max(sizes) / 1e6:,.0f} MB of material a party")
+        raise NotHereError(f"{max(sizes) / 1e6:,.0f} MB of material a party")
     deal = Deal(protocol)
     masked = mask_weights(protocol, tensors, deal.server_key)
     given = {key: tensors[key] for key in protocol.known_params()} | masked
@@ -157,8 +150,9 @@ def _run(
             folder.mkdir(mode=0o700)
             torch.save({"protocol": protocol.to_json(), **setup}, folder / "setup.pt")
         answers, dealing = [], []
+        keys = make_keys(root / "keys") if link.tls else []  # the server's, the dealer's, the client's
         with link.ends() as ends, ExitStack() as stack:
-            pair = Pair(ends, folders, stack)
+            pair = Pair(ends, folders, keys[::2], stack)
             for number in range(count):
                 start = time.perf_counter()
                 tickets = deal.tickets(number)

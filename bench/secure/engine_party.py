@@ -1,7 +1,8 @@
-"""A party of the engine in a process of its own: `engine_party.py RANK ADDRESS PORT FOLDER`.
+"""A party of the engine in a process of its own: `engine_party.py RANK ADDRESS PORT FOLDER [KEYS]`.
 
 Reads a ticket's number a line from standard input, runs that inference, answers with a line of JSON. FOLDER holds what
-this party may know (setup.pt) and its tickets as they are dealt; nothing of the dealer is imported here.
+this party may know (setup.pt) and its tickets as they are dealt; nothing of the dealer is imported here. With KEYS, its
+folder of `deepshare secure keys`, the link is under TLS.
 """
 
 import json
@@ -18,19 +19,19 @@ from deepshare.secure.engine.party import Client, Party, Server  # noqa: E402
 from deepshare.secure.engine.protocol import Protocol, Reveal  # noqa: E402
 from deepshare.secure.engine.ticket import read_ticket, ticket_path  # noqa: E402
 from deepshare.secure.net.channel import Channel  # noqa: E402
-from secure import plain_link  # noqa: E402
+from secure import party_link  # noqa: E402
 
 
 def infer(party: Party, link: Channel, folder: Path, number: int, images: torch.Tensor | None) -> Any:
     """One inference: times in seconds, bytes sent, what each step cost, the logits at the client."""
     path = ticket_path(folder, number)
     ticket = read_ticket(path)
-    plain_link.barrier(link)
+    party_link.barrier(link)
     start = time.perf_counter()
     early = -link.sent
     inference = party.prepare(ticket, link)
     early += link.sent
-    plain_link.barrier(link)
+    party_link.barrier(link)
     preparing = time.perf_counter() - start
     sent = -link.sent
     start = time.perf_counter()
@@ -60,7 +61,8 @@ def main() -> None:
     protocol = Protocol.from_json(setup["protocol"])
     server = rank == 0
     party = Server(protocol, setup["tensors"], setup["mask_key"]) if server else Client(protocol, setup["given"])
-    link = plain_link.listen(address, port) if server else plain_link.connect(address, port)
+    keys = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+    link = party_link.listen(address, port, keys) if server else party_link.connect(address, port, keys)
     with torch.inference_mode():
         for line in sys.stdin:
             number = int(line)

@@ -20,12 +20,13 @@ class End:
 
 @dataclass(frozen=True)
 class Link:
-    """megabits a second each way, and seconds one way; None is loopback."""
+    """megabits a second each way, and seconds one way; None is loopback. tls: the engine's parties use it."""
 
     slug: str
     words: str
     megabits: float | None = None
     delay: float = 0.0
+    tls: bool = False
 
     @contextmanager
     def ends(self) -> Iterator[tuple[End, End]]:
@@ -50,10 +51,11 @@ def _end(host: namespaces.Host, other: str) -> End:
 
 
 TABLE = (Link("loopback", "loopback"), Link("1gbit", "1 Gb/s, two network namespaces", megabits=1000.0))
+TLS = Link("1gbit-tls", "1 Gb/s, two network namespaces, TLS 1.3", megabits=1000.0, tls=True)
 # For the fit of deepshare.analysis.latency: the delays are made by delay_line.py, which takes some of a core.
 DELAYS = (
     Link("100mbit-2ms", "100 Mb/s, 2 ms one way, delay line", 100.0, 0.002),
     Link("100mbit-10ms", "100 Mb/s, 10 ms one way, delay line", 100.0, 0.010),
     Link("100mbit-20ms", "100 Mb/s, 20 ms one way, delay line", 100.0, 0.020),
 )
-LINKS = {link.slug: link for link in (*TABLE, *DELAYS)}
+LINKS = {link.slug: link for link in (*TABLE, TLS, *DELAYS)}
