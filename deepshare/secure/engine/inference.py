@@ -228,8 +228,8 @@ class Inference:
         own = self._carry(action, flat, bits) ^ self.material.bytes(action.noise)
         if self.rank == SERVER:
             own = own ^ carry.pack((flat >> (bits - 1) & 1).to(torch.uint8))
-        gates = carry.unpack(own ^ self._exchange_bytes(own), action.gates)
-        return pack_gates(gates.reshape(opened.shape).to(self.party.device, torch.bool))
+        gates = _packed_gates(own ^ self._exchange_bytes(own), opened)
+        return gates._replace(bits=self._device(gates.bits))
 
     def _carry(self, action: Compare, opened: Tensor, bits: int) -> Tensor:
         material = [self.material.bytes(wire) for wire in action.material]
@@ -338,3 +338,15 @@ class Inference:
         self._meter.rounds += 1
         self._send(own)
         return self._receive_bytes(own.numel())
+
+
+def _packed_gates(bits: Tensor, like: Tensor) -> PackedGates:
+    """Bits in the order of `like` [N, P, *S], packed without regard to its runs, as PackedGates.
+
+    Where a channel has whole bytes the two are the same bytes.
+    """
+    inner = like[0, 0].numel()
+    if inner % 8:
+        return pack_gates(carry.unpack(bits, like.numel()).reshape(like.shape).to(torch.bool))
+    runs = bits.reshape(like.shape[0], like.shape[1], inner // 8)
+    return PackedGates(runs, like.shape[1], tuple(like.shape), like.stride())
