@@ -40,7 +40,7 @@ def _serve_network(options: argparse.Namespace) -> None:
     if options.queries is not None and options.queries < 1:
         raise SecureError(f"secure serve: --queries must be at least 1 (got {options.queries})")
     protocol, tensors, pixels = _network(options)
-    supply, mask_key = server_supply(identity, protocol, _dealer(options), options.material)
+    supply, mask_key = server_supply(identity, protocol, tensors, _dealer(options), options.material)
     try:
         service = Service(
             Server(protocol, tensors, mask_key),

@@ -57,7 +57,7 @@ class Flow:
 
     def service(self, *, dealer: Address | None = None, material: Path | None = None, queue: int = 8) -> Service:
         own = identity(self.keys, "server")
-        supply, key = server_supply(own, self.protocol, dealer, material)
+        supply, key = server_supply(own, self.protocol, self.tensors, dealer, material)
         return Service(
             Server(self.protocol, self.tensors, key),
             supply,

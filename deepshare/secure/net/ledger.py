@@ -1,4 +1,4 @@
-"""Which tickets a party has used: the last number of each model version, beside its keys.
+"""Which tickets a party has used, and which weights a version's masks hide: beside its keys.
 
 It stands with the keys and not with the tickets, so that copying a folder of tickets back from where it came brings no
 used number back. The entry is on the disk before the ticket's first use, and numbers only rise.
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from deepshare.files import write_whole
 from deepshare.secure.errors import SecureError
@@ -17,14 +18,18 @@ from deepshare.secure.net.folders import sync_folder
 
 
 class Ledger:
-    """`ledger.json` in the folder of a party's keys: {version: last number used}."""
+    """`ledger.json` in the folder of a party's keys: {version: last number used}; at the server `weights.json` too.
+
+    `weights.json` is {version: what tells its weights from others}.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "ledger.json"
+        self.weights = folder / "weights.json"
 
     def last(self, version: str) -> int:
         """The last number of `version` that was used; 0 for none. Raises SecureError for a damaged file."""
-        return self._read().get(version, 0)
+        return _read(self.path, int, "which tickets were used cannot be known").get(version, 0)
 
     def use(self, version: str, number: int) -> None:
         """Writes `number` down as used.
@@ -33,7 +38,7 @@ class Ledger:
             SecureError: it, or a later one, was used before.
         """
         with self.locked():
-            used = self._read()
+            used = _read(self.path, int, "which tickets were used cannot be known")
             if number <= used.get(version, 0):
                 raise SecureError(
                     f"secure: ticket {number} of version {version[:8]} was used before "
@@ -42,6 +47,25 @@ class Ledger:
             write_whole(self.path, json.dumps({**used, version: number}, indent=1) + "\n", mode=0o600)
             sync_folder(self.path.parent)
 
+    def claim(self, version: str, weights: str) -> None:
+        """Writes down that the masks of `version` hide these weights, before anything masked is given away.
+
+        One mask on two models' weights W and W' would tell a client that has both F = W - B and F' = W' - B the
+        difference W - W'.
+
+        Raises:
+            SecureError: they hide others.
+        """
+        with self.locked():
+            claimed = _read(self.weights, str, "which weights are masked cannot be known")
+            if claimed.setdefault(version, weights) != weights:
+                raise SecureError(
+                    f"secure: the weight masks of version {version[:8]} were used for another model, and another under "
+                    f"the same masks would give the difference away: deal again ({self.weights} has it)"
+                )
+            write_whole(self.weights, json.dumps(claimed, indent=1) + "\n", mode=0o600)
+            sync_folder(self.weights.parent)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time."""
@@ -49,13 +73,14 @@ class Ledger:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _read(self) -> dict[str, int]:
-        try:
-            used = json.loads(self.path.read_text())
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            used = None
-        if not isinstance(used, dict) or not all(type(number) is int for number in used.values()):
-            raise SecureError(f"secure: the ledger {self.path} is damaged: which tickets were used cannot be known")
-        return used
+
+def _read(path: Path, kind: type, otherwise: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(type(value) is kind for value in found.values()):
+        raise SecureError(f"secure: the ledger {path} is damaged: {otherwise}")
+    return found

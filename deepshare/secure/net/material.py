@@ -8,10 +8,15 @@ A ticket is burnt before its first use: the ledger has its number, its file and 
 its bytes are computed with. A death at any point leaves it whole and unused, or used up.
 """
 
+import hashlib
+import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from deepshare.secure.engine.streams import KEY_BYTES
 from deepshare.secure.engine.ticket import Ticket, read_ticket, ticket_path
@@ -67,8 +72,12 @@ class Material:
                 f"the server has {version[:8]}: both parties need the same deal"
             )
 
-    def mask_key(self) -> bytes:
-        """The server's key of the weight masks. Raises SecureError if the file is missing or has another length."""
+    def mask_key(self, secret: Mapping[str, Tensor]) -> bytes:
+        """The server's key of the weight masks, for these weights and, from now on, for no others.
+
+        Raises:
+            SecureError: the file is missing or has another length; the masks were used for other weights.
+        """
         path = self.folder / "mask.key"
         try:
             key = path.read_bytes()
@@ -76,6 +85,8 @@ class Material:
             raise SecureError(f"secure: {path} cannot be read: {error.strerror}") from error
         if len(key) != KEY_BYTES:
             raise SecureError(f"secure: {path} is torn: it must have {KEY_BYTES} bytes (got {len(key)})")
+        if secret:
+            self.ledger.claim(self.version, _fingerprint(key, secret))
         return key
 
     def remove_used(self) -> list[int]:
@@ -136,3 +147,12 @@ def _read_deal(folder: Path) -> dict[str, Any]:
     if deal["format"] != FORMAT or deal["party"] not in (0, 1):
         raise SecureError(f"secure: {path} must have format {FORMAT} (got {deal['format']})")
     return deal
+
+
+def _fingerprint(key: bytes, weights: Mapping[str, Tensor]) -> str:
+    """Tells weights from others, to whoever has the key alone."""
+    digest = hmac.new(key, digestmod=hashlib.sha256)
+    for name, weight in sorted(weights.items()):
+        digest.update(f"|{name}{list(weight.shape)}".encode())
+        digest.update(weight.contiguous().numpy().data.cast("B") if weight.numel() else b"")
+    return digest.hexdigest()

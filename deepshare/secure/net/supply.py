@@ -1,7 +1,10 @@
 """Where a party's tickets come from: a folder, or the dealer while it is asked. Both parties agree on each number."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol as TypingProtocol
+
+from torch import Tensor
 
 from deepshare.secure.engine.protocol import CLIENT, SERVER, Protocol
 from deepshare.secure.engine.streams import KEY_BYTES
@@ -136,16 +139,22 @@ def disk_supply(folder: Path, party: int, keys: Path, protocol: Protocol, versio
 
 
 def server_supply(
-    identity: Identity, protocol: Protocol, dealer: Address | None, material: Path | None
+    identity: Identity,
+    protocol: Protocol,
+    tensors: Mapping[str, Tensor],
+    dealer: Address | None,
+    material: Path | None,
 ) -> tuple[Supply, bytes]:
-    """The server's tickets, from the dealer or from a folder, and its key of the weight masks.
+    """The server's tickets, from the dealer or from a folder, and its key of the masks of `tensors`' secret weights.
 
     Raises:
-        SecureError: neither is given, the dealer is not there, or the folder is for another network.
+        SecureError: neither is given, the dealer is not there, or the folder is for another network or was used for
+            other weights.
     """
     if material is not None:
         supply = disk_supply(material, SERVER, identity.folder, protocol, None)
-        return supply, Material.open(material, SERVER, identity.folder).mask_key()
+        secret = {key: tensors[key] for key in protocol.masked_params()}
+        return supply, Material.open(material, SERVER, identity.folder).mask_key(secret)
     if dealer is None:
         raise SecureError("secure serve: needs --dealer HOST:PORT or --material DIR")
     session = open_session(dealer, identity, "dealer")
