@@ -28,8 +28,8 @@ _SCHEMAS = {
         "Tensor offset, Tensor toggle, int shift, int party) -> Tensor"
     ),
     "ring_conv2d": (
-        "(Tensor x, Tensor weight, Tensor? packed, int stride_h, int stride_w, int padding_h, int padding_w, "
-        "int dilation_h, int dilation_w, int groups) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor? packed, Tensor? pairs, int stride_h, int stride_w, "
+        "int padding_h, int padding_w, int dilation_h, int dilation_w, int groups) -> Tensor"
     ),
 }
 _WITHOUT_TRITON = {"ring_conv2d"}
@@ -55,7 +55,7 @@ def _fake_masked_backward(grad, x, mask):  # type: ignore[no-untyped-def]
 
 
 def _fake_ring_conv2d(  # type: ignore[no-untyped-def]
-    x, weight, packed, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups
+    x, weight, packed, pairs, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups
 ):
     height = (x.shape[2] + 2 * padding_h - dilation_h * (weight.shape[2] - 1) - 1) // stride_h + 1
     width = (x.shape[3] + 2 * padding_w - dilation_w * (weight.shape[3] - 1) - 1) // stride_w + 1

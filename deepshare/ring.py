@@ -7,8 +7,8 @@ from torch import Tensor
 
 from deepshare.raw_ops import IMPLEMENTATIONS, choose_backend
 
-# Output channels that the native kernels keep side by side (csrc/cpu/ring_conv.h).
-_PANEL = 8
+# Output channels that lie side by side for the native kernels (csrc/cpu/ring_tile.h).
+_BLOCK = 32
 # With fewer output channels a group they walk along the pixels instead, and take the weight as it is.
 _FEW = 4
 
@@ -20,14 +20,16 @@ class PackedWeight:
     Attributes:
         weight: int64 [O, C/groups, kh, kw]; of `ring_linear` [O, K, 1, 1].
         groups: of the convolution.
-        packed: the native CPU kernels' copy [groups, panels, C/groups * kh * kw, 8 output channels], int32 where every
+        packed: the native CPU kernels' copy [groups, blocks, C/groups * kh * kw, 32 output channels], int32 where every
             value fits (`narrow`); None where they need none.
+        pairs: with it, int64 [groups, blocks, 32]: each channel's sum of w1 w2 over the pairs of neighbouring products.
         is_linear: whether it was made of a matrix, for `ring_linear`.
     """
 
     weight: Tensor
     groups: int
     packed: Tensor | None
+    pairs: Tensor | None
     is_linear: bool
 
     @property
@@ -74,15 +76,22 @@ def _packed(weight: Tensor, groups: int, *, is_linear: bool, keep: bool, panels:
     per_group = weight.shape[0] // groups
     own = weight.clone(memory_format=torch.contiguous_format) if keep else weight
     if not panels or per_group < _FEW or weight.numel() == 0:
-        return PackedWeight(own, groups, None, is_linear)
-    count = -(-per_group // _PANEL)
+        return PackedWeight(own, groups, None, None, is_linear)
+    count = -(-per_group // _BLOCK)
     rows = weight.reshape(groups, per_group, -1)
     if keep and bool((weight.to(torch.int32) == weight).all()):
         rows = rows.to(torch.int32)
-    if per_group % _PANEL:
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, count * _PANEL - per_group))
-    packed = rows.reshape(groups, count, _PANEL, -1).transpose(2, 3).contiguous()
-    return PackedWeight(own, groups, packed, is_linear)
+    if per_group % _BLOCK:
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, count * _BLOCK - per_group))
+    packed = rows.reshape(groups, count, _BLOCK, -1).transpose(2, 3).contiguous()
+    pairs = _sums_of_pairs(packed)
+    return PackedWeight(own, groups, packed, pairs, is_linear)
+
+
+def _sums_of_pairs(packed: Tensor) -> Tensor:
+    """What (x1 + w2) (x2 + w1) has more than x1 w1 + x2 w2 + x1 x2 (csrc/cpu/ring_tile.h), over all pairs of steps."""
+    second = packed[:, :, 1::2].long()
+    return (packed[:, :, 0::2][:, :, : second.shape[2]] * second).sum(2)
 
 
 def ring_conv2d(
@@ -186,7 +195,7 @@ def _run(
     filters = weight.weight
     if 0 in (x.shape[0], x.shape[1], filters.shape[0], filters.shape[1], x.shape[2], x.shape[3]):
         return _empty_or_zero(x, filters, geometry)
-    return IMPLEMENTATIONS[chosen]["ring_conv2d"](x, filters, weight.packed, *geometry, groups)
+    return IMPLEMENTATIONS[chosen]["ring_conv2d"](x, filters, weight.packed, weight.pairs, *geometry, groups)
 
 
 def _empty_or_zero(x: Tensor, filters: Tensor, geometry: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,8 @@ LONGEST_SUM = 2 ** (53 - 2 * LIMB_BITS)
 def ring_conv2d(
     x: Tensor,  # int64 [N, C, H, W]
     weight: Tensor,  # int64 [O, C/groups, kh, kw]
-    packed: Tensor | None,  # not used: for the native kernels
+    packed: Tensor | None,  # this and the next: for the native kernels
+    pairs: Tensor | None,
     stride_h: int,
     stride_w: int,
     padding_h: int,

@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from operator_cases import Case, Inputs, inputs, laid_out, random_case, run  # noqa: E402
 
-from deepshare import masked_relu, pack_gates, shared_relu, shared_relu_share  # noqa: E402
+from deepshare import masked_relu, pack_gates, ring_conv2d, shared_relu, shared_relu_share  # noqa: E402
 
 CASES = 60
 
@@ -29,6 +29,8 @@ def exercise(case: Case, device: str, backend: str) -> None:
         leader_and_follower(given, backend)
     masked(given, backend)
     share(case, given, backend)
+    if backend == "cuda":
+        convolution(case.seed, device)
 
 
 def residual(case: Case, given: Inputs, backend: str) -> None:
@@ -75,6 +77,17 @@ def share(case: Case, given: Inputs, backend: str) -> None:
         shared_relu_share(opened, gates, given.channel_map, alpha, beta, flip, party=party, **shared)
         few = flip[:, : case.prototypes]
         shared_relu_share(opened, gates, given.channel_map, alpha, beta, few, party=party, scale=scale, **shared)
+
+
+def convolution(seed: int, device: str) -> None:
+    """In Z_2^64: dense, in groups and depthwise, with whole tiles and without, sums cut among blocks."""
+    draw = random.Random(seed)
+    groups, deep, out = draw.choice([(1, 3, 64), (1, 70, 9), (1, 64, 130), (4, 20, 12), (9, 1, 1)])
+    size, kernel = draw.choice([4, 9, 17]), draw.choice([1, 3])
+    x = torch.randint(-(2**62), 2**62, (draw.choice([1, 3]), groups * deep, size, size + 1)).to(device)
+    x = x.contiguous(memory_format=draw.choice([torch.contiguous_format, torch.channels_last]))
+    weight = torch.randint(-(2**62), 2**62, (groups * out, deep, kernel, kernel)).to(device)
+    ring_conv2d(x, weight, stride=draw.choice([1, 2]), padding=kernel // 2, groups=groups, backend="cuda")
 
 
 def main() -> None:

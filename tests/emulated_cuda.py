@@ -44,7 +44,7 @@ def library() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _compile([path for path in sources if path.suffix in (".cu", ".cpp")], Path(scratch), target)
     emulated = ctypes.CDLL(str(target))
-    for name in ("forward", "backward", "masked_forward", "masked_backward", "share"):
+    for name in ("forward", "backward", "masked_forward", "masked_backward", "share", "ring_conv2d"):
         getattr(emulated, name).restype = ctypes.c_char_p
     emulated.backward_bytes.restype = emulated.masked_bytes.restype = ctypes.c_size_t
     emulated.masked_bytes.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -95,6 +95,26 @@ ShareArgs = _structure(
     "ShareArgs",
     "G:geometry P:opened P:gates P:pi P:alpha P:beta P:flip P:scale P:offset P:toggle I:shift I:party P:y",
 )
+
+
+class RingAxis(ctypes.Structure):
+    """struct RingAxis of ring_conv.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("size", "kernel", "stride", "padding", "dilation", "outputs")]
+
+
+class RingConvArgs(ctypes.Structure):
+    """struct RingConvArgs of ring_conv.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "out_channels", "groups")),
+        *((name, RingAxis) for name in ("height", "width")),
+        ("x", ctypes.c_void_p),
+        ("x_strides", ctypes.c_int64 * 4),
+        *((name, ctypes.c_void_p) for name in ("weight", "packed", "pairs")),
+        ("narrow", ctypes.c_bool),
+        ("y", ctypes.c_void_p),
+    ]
 
 
 class Memory:
@@ -259,4 +279,28 @@ def shared_relu_share(
     pointers = [_pointer(memory.copy(t)) for t in tensors]
     shape = _geometry(opened, flip, packed_prototypes(gates))
     _call(library().share, ShareArgs(shape, *pointers, shift, party, _pointer(y)), memory)
+    return y
+
+
+def ring_conv2d(
+    x: Tensor,  # dense
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """y of the convolution in Z_2^64."""
+    memory = Memory()
+    axes = []
+    for d in (0, 1):
+        size, kernel = x.shape[2 + d], weight.shape[2 + d]
+        outputs = (size + 2 * padding[d] - dilation[d] * (kernel - 1) - 1) // stride[d] + 1
+        axes.append(RingAxis(size, kernel, stride[d], padding[d], dilation[d], outputs))
+    given, filters = memory.copy(x), memory.copy(weight.contiguous())
+    y = memory.new((x.shape[0], weight.shape[0], axes[0].outputs, axes[1].outputs), torch.int64)
+    counts = (x.shape[0], x.shape[1], weight.shape[0], groups)
+    strides = (ctypes.c_int64 * 4)(*given.stride())
+    args = RingConvArgs(*counts, *axes, given.data_ptr(), strides, filters.data_ptr(), None, None, False, y.data_ptr())
+    _call(library().ring_conv2d, args, memory)
     return y

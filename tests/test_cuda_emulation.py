@@ -247,6 +247,35 @@ def check_share(number: int, shape: tuple[int, ...], prototypes: int, order: lis
         assert torch.equal(ours, reference.shared_relu_share(*operands))
 
 
+# (x, O, kernel, stride, padding, dilation, groups): tiles of 16 and 64 pixels, whole and not, over two samples; sums
+# cut among blocks; one thread an output.
+RING_CASES = [
+    ((1, 3, 5, 4), 9, (3, 2), (1, 1), (1, 0), (1, 1), 1),
+    ((2, 5, 8, 7), 70, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 18, 9, 11), 24, (2, 3), (2, 1), (3, 2), (2, 1), 3),
+    ((2, 33, 3, 3), 8, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 40, 8, 8), 65, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((2, 6, 9, 9), 6, (3, 3), (2, 2), (1, 1), (1, 1), 6),
+    ((1, 4, 6, 6), 14, (1, 1), (3, 2), (0, 0), (1, 1), 2),
+    ((1, 300, 1, 1), 10, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("case", RING_CASES, ids=str)
+def test_convolutions_of_words(case):
+    shape, out, kernel, stride, padding, dilation, groups = case
+    draw = torch.Generator().manual_seed(out)
+    x, weight = (
+        torch.randint(-(2**63), 2**63 - 1, sizes, generator=draw)
+        for sizes in (shape, (out, shape[1] // groups, *kernel))
+    )
+    expected = torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        operands = (given, weight, stride, padding, dilation, groups)
+        (ours,) = in_both_orders(lambda operands=operands: (emulated_cuda.ring_conv2d(*operands),))
+        assert torch.equal(ours, expected)
+
+
 def test_division_by_multiplication_is_exact():
     draw, quotient = random.Random(1), emulated_cuda.library().fast_quotient
     divisors = [d + s for d in (1, 3, 7, 49, 2**31, 2**40, 2**62) for s in (-1, 0, 1) if d + s > 0]

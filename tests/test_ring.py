@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 from operator_cases import LAYOUTS, backend_parameters, device_of, laid_out
-from test_native import in_fresh_process
+from test_native import NATIVE, in_fresh_process
 from torch import Tensor
 from torch.nn import functional
 
 from deepshare import pack_weight, ring_conv2d, ring_linear
 from deepshare.kernels import native, ring_reference
-from deepshare.raw_ops import _lacks, choose_backend
+from deepshare.raw_ops import choose_backend
 
-NATIVE = pytest.mark.skipif(_lacks("ring_conv2d", "cpu", "cpu"), reason="deepshare._C has no ring_conv2d")
-BACKENDS = [] if _lacks("ring_conv2d", "cpu", "cpu") else [p for p in backend_parameters() if p.values[0] != "triton"]
+BACKENDS = [parameter for parameter in backend_parameters() if parameter.values[0] != "triton"]
 DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 EXTREMES = (-(2**63), 2**63 - 1, -1, 0, 1, 2**62, 2**31, -(2**31) - 1, 2**32 - 1, 2**31 - 1, -(2**31))
 
@@ -234,6 +233,14 @@ def test_products_of_16_bit_limbs_are_exact(case: Conv, monkeypatch: pytest.Monk
         assert torch.equal(got, expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [*SMALL, *LARGER], ids=str)
+def test_the_reference_on_a_gpu_is_exact(case: Conv):
+    x, weight = case.tensors()
+    got = ring_conv2d(x.cuda(), weight.cuda(), **case.settings, backend="reference")
+    assert torch.equal(got.cpu(), functional.conv2d(x, weight, **case.settings))
+
+
 def test_the_longest_sum_of_limbs_is_exact_and_no_longer_one():
     longest, limb = ring_reference.LONGEST_SUM, (1 << ring_reference.LIMB_BITS) - 1
     assert longest * limb**2 < 2**53 <= 2 * longest * limb**2
@@ -248,7 +255,7 @@ def test_a_packed_weight_knows_whether_32_bits_hold_it():
         kept = pack_weight(weight)
         assert kept.narrow == narrow
         assert torch.equal(kept.weight, weight)
-    assert pack_weight(small.expand(4, 3, 3, 3)).packed.shape == (1, 1, 27, 8)
+    assert pack_weight(small.expand(4, 3, 3, 3)).packed.shape == (1, 1, 27, 32)
     assert pack_weight(small, groups=4).packed is None  # depthwise: taken as it is
     weight = small.clone()
     kept = pack_weight(weight)
@@ -270,7 +277,7 @@ def test_the_meta_device_gives_the_shape(case: Conv):
     pairs = [v if isinstance(v, tuple) else (v, v) for v in (case.settings.get(n, d) for n, d in DEFAULTS.items())]
     geometry = [number for pair in pairs for number in pair]
     groups = case.settings.get("groups", 1)
-    got = torch.ops.deepshare.ring_conv2d_native(x.to("meta"), weight.to("meta"), None, *geometry, groups)
+    got = torch.ops.deepshare.ring_conv2d_native(x.to("meta"), weight.to("meta"), None, None, *geometry, groups)
     assert got.shape == functional.conv2d(x, weight, **case.settings).shape
 
 

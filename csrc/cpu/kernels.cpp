@@ -35,6 +35,7 @@ void carry_leaves(const CarryLeavesArgs& args, ParallelFor parallel_for) {
 }  // namespace
 
 namespace DEEPSHARE_ISA {
+void ring_conv2d(const RingConvArgs& args, ParallelFor parallel_for);  // ring_conv.cpp
 extern const Kernels kernels;
 const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),
                          by_dtype<Forward, ForwardArgs>,
@@ -42,6 +43,7 @@ const Kernels kernels = {DEEPSHARE_TEXT(DEEPSHARE_ISA),
                          by_dtype<MaskedForward, MaskedForwardArgs>,
                          by_dtype<MaskedBackward, MaskedBackwardArgs>,
                          share,
-                         carry_leaves};
+                         carry_leaves,
+                         ring_conv2d};
 }  // namespace DEEPSHARE_ISA
 }  // namespace deepshare::cpu

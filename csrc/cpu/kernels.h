@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../../kernels/cuda/masked_relu.h"
+#include "../../kernels/cuda/ring_conv.h"
 #include "../../kernels/cuda/share.h"
 #include "../../kernels/cuda/shared_relu.h"
 
@@ -16,6 +17,7 @@ using cuda::ForwardArgs;
 using cuda::Geometry;
 using cuda::MaskedBackwardArgs;
 using cuda::MaskedForwardArgs;
+using cuda::RingConvArgs;
 using cuda::ShareArgs;
 
 // Calls body(first, last, context) on disjoint ranges that cover [begin, end), each of at least `grain`
@@ -42,6 +44,7 @@ struct Kernels {
   void (*masked_backward)(const MaskedBackwardArgs& args, ParallelFor parallel_for);
   void (*share)(const ShareArgs& args, ParallelFor parallel_for);
   void (*carry_leaves)(const CarryLeavesArgs& args, ParallelFor parallel_for);
+  void (*ring_conv2d)(const RingConvArgs& args, ParallelFor parallel_for);
 };
 
 // Bytes of the last-level cache that one core can fill.

@@ -6,6 +6,7 @@
 #include "cuda_runtime.h"
 #include "fast_div.h"
 #include "masked_relu.h"
+#include "ring_conv.h"
 #include "share.h"
 #include "shared_relu.h"
 
@@ -49,5 +50,7 @@ size_t masked_bytes(int dtype, int64_t batch, int64_t elements) {
 int64_t fast_quotient(int64_t n, int64_t divisor) { return cuda::FastDiv(divisor).quotient(n); }
 
 const char* share(const cuda::ShareArgs* args) { return emulate(cuda::shared_relu_share, *args); }
+
+const char* ring_conv2d(const cuda::RingConvArgs* args) { return emulate(cuda::ring_conv2d, *args); }
 
 }  // extern "C"
