@@ -93,7 +93,15 @@ def _add_query(actions) -> None:  # type: ignore[no-untyped-def]
 def _add_engine_settings(command) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--weights", choices=("secret", "public"), default="secret", help="default %(default)s")
     command.add_argument("--affine", choices=("secret", "public"), help="alpha and beta (default as --weights)")
-    command.add_argument("--gate", choices=("tree", "dcf"), default="dcf", help="comparison (default %(default)s)")
+    command.add_argument(
+        "--gate", choices=("auto", "tree", "dcf"), default="auto", help="comparison: default %(default)s"
+    )
+    command.add_argument(
+        "--link",
+        choices=("lan", "wan"),
+        default="lan",
+        help="for --gate auto: 1 Gb/s, 0.2 ms (default) or 100 Mb/s, 40 ms",
+    )
     command.add_argument("--gate-bits", type=int, choices=(64, 32), default=64, help="default %(default)s")
     command.add_argument("--batch", type=int, default=1, help="images an inference (default %(default)s)")
 
@@ -108,6 +116,7 @@ def _add_party_options(command, whose: str) -> None:  # type: ignore[no-untyped-
 def _run(options: argparse.Namespace) -> None:
     from deepshare import secure
     from deepshare.checkpoint import load_checkpoint
+    from deepshare.secure.engine.choose import WIRES
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise secure.SecureError(f"secure run: --json: the folder of {options.json} does not exist")
@@ -125,6 +134,7 @@ def _run(options: argparse.Namespace) -> None:
         weights=options.weights,
         affine=options.affine,
         gate=options.gate,
+        wire=WIRES[options.link],
         gate_bits=options.gate_bits,
         batch=options.batch,
         name=str(options.checkpoint),

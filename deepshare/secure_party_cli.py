@@ -17,12 +17,12 @@ def serve(options: argparse.Namespace) -> None:
     from deepshare.files import write_whole
     from deepshare.secure.net.guard import forbid_dealer
 
-    forbid_dealer()
     if options.describe is not None:
         protocol, _, _ = _network(options)
         write_whole(options.describe, protocol.to_json())
         print(f"{options.describe}: protocol {protocol.digest[:12]}, no weight is in it")
         return
+    forbid_dealer()
     _serve_network(options)
 
 
@@ -63,11 +63,12 @@ def _network(options: argparse.Namespace) -> tuple["Protocol", dict[str, Any], A
     """(protocol, integer weights, what gives the Pixels) of --model under the settings."""
     from deepshare.checkpoint import load_checkpoint
     from deepshare.secure.calibrate import Ranges
+    from deepshare.secure.engine.choose import WIRES, settle
     from deepshare.secure.engine.protocol import Protocol, Settings
     from deepshare.secure.label import with_label
     from deepshare.secure.lower import lower
 
-    settings = Settings(options.weights, options.affine, options.gate, options.gate_bits, options.batch)
+    settings = Settings(options.weights, options.affine, gate_bits=options.gate_bits, batch=options.batch)
     checkpoint = load_checkpoint(options.model)
     channels, height, width = checkpoint.spec["input_size"]
     program, tensors = lower(checkpoint.model, (channels, height, width))
@@ -75,6 +76,7 @@ def _network(options: argparse.Namespace) -> tuple["Protocol", dict[str, Any], A
         Ranges.load(needed("serve", "--ranges", options.ranges)).check(32, program, tensors)
     if options.reveal == "label":
         program = with_label(program)
+    settings = settle(program, settings, options.gate, WIRES[options.link])
     return Protocol.compile(program, settings), tensors, lambda: _pixels(checkpoint, options)
 
 

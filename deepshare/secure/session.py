@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepshare.secure.calibrate import Ranges, calibrate
 from deepshare.secure.engine import costs
+from deepshare.secure.engine.choose import LAN, Wire, settle
 from deepshare.secure.engine.protocol import Gate, Protocol, Secrecy, Settings
 from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.local import TRANSPORT, Measured, run_engine
@@ -59,7 +60,8 @@ def run_model(
     engine: Engine = "deepshare",
     weights: Secrecy = "secret",
     affine: Secrecy | None = None,
-    gate: Gate = "dcf",
+    gate: Gate | Literal["auto"] = "auto",
+    wire: Wire = LAN,
     gate_bits: int = 64,
     ranges: Ranges | None = None,
     provider: str = "TFP",
@@ -74,7 +76,7 @@ def run_model(
         engine: "deepshare": docs/engine.md. "crypten": the baseline, docs/baseline.md.
         weights: "secret": only the server knows them; the client's process is given shapes, channel maps and masks.
             "public": both parties know the weights, alpha and beta.
-        affine, gate, gate_bits: of the engine (`Settings`).
+        affine, gate, gate_bits: of the engine (`Settings`); gate "auto": `choose_gate` for a link like `wire`.
         ranges: what `calibrate` measured on this network; 32-bit gates are refused where they do not allow them. None:
             they are measured on these images.
         provider: of the baseline's triples, "TFP" or "TTP".
@@ -91,10 +93,10 @@ def run_model(
         named = {"name": name, "convention": convention}
         return session.run_model(model, images, labels, progress=progress, **named, **given)  # type: ignore[arg-type]
     check_images(images, labels, batch)
-    settings = Settings(weights, affine, gate, gate_bits, batch)
+    settings = Settings(weights, affine, gate_bits=gate_bits, batch=batch)
     images = images.detach().cpu()
     program, tensors = lower(model, (images.shape[1], images.shape[2], images.shape[3]))
-    protocol = Protocol.compile(program, settings)
+    protocol = Protocol.compile(program, settle(program, settings, gate, wire))
     encoded = encode(images, name="images")
     if gate_bits == 32:
         (ranges or calibrate(program, tensors, encoded)).check(32, program, tensors)
