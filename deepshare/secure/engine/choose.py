@@ -19,7 +19,7 @@ LAN = Wire(0.2e-3, 125e6)  # 1 Gb/s
 WAN = Wire(40e-3, 12.5e6)  # 100 Mb/s
 WIRES = {"lan": LAN, "wan": WAN}
 
-# Evaluating a 64-bit comparison function: 557,056 in 73 ms on one core with VAES (docs/gates.md). The tree's own work is
+# Evaluating a 64-bit comparison function: 557,056 take 73 ms on a core with VAES (docs/gates.md). The tree's work is
 # a tenth of that.
 _SECONDS_A_KEY_BIT = 0.13e-6 / 64
 
