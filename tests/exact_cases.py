@@ -4,14 +4,17 @@ from dataclasses import dataclass, field
 
 import torch
 from engine_cases import Ran, Setup, infer
-from error_bounds import error_bounds
 from torch import Tensor
 
-from deepshare.secure.emulate import emulate, gate_makers
+from deepshare.secure.emulate import compared, emulate, gate_makers
 from deepshare.secure.engine.protocol import Compare
 from deepshare.secure.exactness import check_locally, flips, run_gates
 from deepshare.secure.fixed_point import encode
 from deepshare.secure.replay import Replayed, replay
+
+# What truncations, each off by less than one LSB, may add up to where the gates are the same: 2^-9. Worst-case bounds
+# grow to 2^37 LSB within the demo's network; the largest seen is in docs/exactness.md, 101 (all-ReLU ResNet18).
+CLOSE = 128
 
 
 @dataclass
@@ -23,14 +26,13 @@ class Tally:
     flips: list[int] = field(default_factory=list)
     flips_alone: list[int] = field(default_factory=list)  # with the run's gates followed: what truncation itself flips
     largest: int = 0  # difference of any step to the emulation that follows the run's gates, LSB
-    bound: int = 0
     argmax_equal: int = 0
 
     def __str__(self) -> str:
         alone = f"{len(self.flips_alone)} alone, at {max(self.flips_alone, default=0)} LSB at most"
         return (
             f"{self.inferences} inferences: {len(self.flips)} of {self.gates} gates flipped ({alone}), gates followed "
-            f"{self.largest} LSB off at most (bound {self.bound}), argmax equal {self.argmax_equal}"
+            f"{self.largest} LSB off at most, argmax equal {self.argmax_equal}"
         )
 
 
@@ -64,10 +66,10 @@ def assert_is_the_replay(ran: Ran, reference: Replayed) -> None:
 
 
 def assert_is_the_emulation(parties: Setup, ran: Ran, images: Tensor, tally: Tally) -> None:
-    """Every step within its truncation of what its inputs give, gates exactly; end to end within the error bounds.
+    """Every step within its truncation of what its inputs give, gates exactly; end to end within CLOSE.
 
-    A gate that differs from the emulation's is explained if x is within the bound of 0 there, or if an earlier gate of
-    the same image differed.
+    A gate that differs from the emulation's is explained if x is that close to 0 there, or if an earlier gate of the
+    same image differed.
     """
     program, bits = parties.protocol.program, parties.protocol.settings.gate_bits
     values, gates = values_of(ran), opened_gates(ran)
@@ -76,39 +78,25 @@ def assert_is_the_emulation(parties: Setup, ran: Ran, images: Tensor, tally: Tal
     implied = run_gates(program, values)
     assert all(torch.equal(gates[index], implied[index]) for index in gates)
     followed = emulate(program, parties.tensors, images, keep=True, gates=gates).values
-    bounds = error_bounds(program, parties.tensors, gates, len(images))
     plain = emulate(program, parties.tensors, images, keep=True).values
     assert followed is not None
     assert plain is not None
-    for value, wanted, bound in zip(values, followed, bounds, strict=True):
-        assert bool(((value - wanted).abs() <= bound).all())
+    for value, wanted in zip(values, followed, strict=True):
         tally.largest = max(tally.largest, int((value - wanted).abs().max()))
-        tally.bound = max(tally.bound, int(bound.max()))
+    assert tally.largest <= CLOSE
     tally.flips_alone += [int(x) for flip in flips(program, followed, values) for x in flip.magnitudes]
+    flipped = torch.zeros(len(images), dtype=torch.bool)
     for flip in flips(program, plain, values):
         tally.gates += flip.gates
         tally.flips += flip.magnitudes.tolist()
-    _assert_explained(gates, run_gates(program, plain), plain, bounds, program)
+        differ = gates[flip.index] != run_gates(program, plain)[flip.index]
+        x = compared(program, program.steps[flip.index], dict(enumerate(plain)))
+        assert x is not None
+        far = (differ & (x.abs() > CLOSE)).flatten(1).any(1)
+        assert not bool(far[~flipped].any()), f"a gate of {flip.name} flipped far from 0"
+        flipped |= differ.flatten(1).any(1)
     tally.inferences += len(images)
     tally.argmax_equal += int((ran.logits.flatten(1).argmax(1) == plain[-1].flatten(1).argmax(1)).sum())
-
-
-def _assert_explained(gates, of_emulation, plain, bounds, program) -> None:  # type: ignore[no-untyped-def]
-    """The first comparison of an image that differs does so within the bound of 0; what follows follows from it."""
-    flipped = torch.zeros(len(plain[0]), dtype=torch.bool)
-    for index in sorted(gates):
-        step = program.steps[index]
-        source = step.inputs[0] if step.gates is None else step.gates[0]
-        x, bound = plain[source], bounds[source]
-        if step.op == "mask":
-            kept = program.public[step.public["index"]]
-            x, bound = x.flatten(1)[:, kept], bound.flatten(1)[:, kept]
-        else:
-            x, bound = (each[:, : gates[index].shape[1]] for each in (x, bound))
-        differ = gates[index] != of_emulation[index]
-        unexplained = differ & (x.abs() > bound)
-        assert not bool(unexplained.flatten(1).any(1)[~flipped].any()), f"a gate of {step.name} flipped far from 0"
-        flipped |= differ.flatten(1).any(1)
 
 
 def run_against_both(parties: Setup, images: Tensor, inferences: int) -> Tally:

@@ -101,6 +101,21 @@ def test_the_engine_gives_nothing_away(check, settings):
     check(sound(settings))
 
 
+@pytest.mark.parametrize("gate", ["dcf", "tree"])
+def test_a_label_gives_nothing_away(gate):
+    """The tournament of label.py: what it opens, and that the client learns the index and no logit."""
+    recorded = record(Settings(gate=gate), label=True)
+    for check in CHECKS:
+        if check is not versions_are_apart:
+            check(recorded)
+    with torch.no_grad():
+        wanted = recorded.model(recorded.images).argmax(1)
+    for ran, messages in zip(recorded.rans, recorded.messages, strict=True):
+        assert torch.equal(ran.logits.flatten(), wanted)
+        assert messages[-1].label == "server's logits"
+        assert messages[-1].data.shape == (len(recorded.images), 1)
+
+
 def test_every_kind_of_message_is_said():
     """Else a check of it would be of nothing."""
     labels = {message.label for settings in (DCF, TREE) for message in sound(settings).messages[0]}

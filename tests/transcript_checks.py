@@ -40,7 +40,7 @@ def _chance(counts: Tensor) -> float:
 
 def chance_of_bits(ones: int, bits: int) -> float:
     """Probability that fair bits are so many or so few ones, or more extreme: normal approximation."""
-    return math.erfc(abs(ones - bits / 2) / math.sqrt(bits / 2))
+    return math.erfc(abs(ones - bits / 2) / math.sqrt(bits / 2)) if bits else 1.0
 
 
 def assert_uniform_words(name: str, words: Tensor) -> None:

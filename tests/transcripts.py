@@ -11,7 +11,9 @@ from secure_cases import shared
 from torch import Tensor, nn
 
 from deepshare.nn import MaskedReLU2d
+from deepshare.secure.dealer.deal import Deal
 from deepshare.secure.engine import carry
+from deepshare.secure.engine.party import Client, Server
 from deepshare.secure.engine.protocol import (
     Compare,
     Gated,
@@ -26,6 +28,7 @@ from deepshare.secure.engine.protocol import (
 )
 from deepshare.secure.engine.streams import Stream
 from deepshare.secure.engine.ticket import Ticket
+from deepshare.secure.label import with_label
 
 SERVER, CLIENT = 0, 1
 IMAGES, INFERENCES = 6, 3
@@ -137,13 +140,23 @@ class Recorded:
         return (found.view(torch.int64) if wire.kind == "product" else found).reshape(wire.shape)
 
 
-def record(settings: Settings, *, inferences: int = INFERENCES, model: nn.Module | None = None) -> Recorded:
-    """A fresh deal and so many inferences of the same images."""
+def record(
+    settings: Settings, *, inferences: int = INFERENCES, model: nn.Module | None = None, label: bool = False
+) -> Recorded:
+    """A fresh deal and so many inferences of the same images; with `label` the tournament of label.py at the end."""
     images = torch.randn(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     model = (model or EveryMessage()).eval()
     parties = setup(model, images, settings)
+    parties = _with_label(parties) if label else parties
     tickets = tuple(parties.deal.tickets(number) for number in range(inferences))
     return Recorded(model, parties, images, tickets, tuple(infer(parties, pair, images) for pair in tickets))
+
+
+def _with_label(parties: Setup) -> Setup:
+    protocol = Protocol.compile(with_label(parties.protocol.program), parties.protocol.settings)
+    deal = Deal(protocol)
+    server = Server(protocol, parties.tensors, deal.server_key)
+    return Setup(protocol, parties.tensors, deal, server, Client(protocol, server.masked_weights()))
 
 
 class _Reader:

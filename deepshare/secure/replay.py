@@ -1,7 +1,9 @@
 """Both parties' shares in one process, from the same material and without a network: the reference of the engine.
 
-Independent of engine/party.py: gates come from comparing the values themselves, the server's share of a product is the
-product of the values less the client's share. What a run of two parties computes must be equal to it bit for bit.
+Independent of what a party runs (inference.py, gated.py, comparison.py and below): gates come from comparing the values
+themselves, the server's share of a product is the product of the values less the client's share. Shared with it are the
+schedule, the material and ring.py's local arithmetic, which the emulation holds. What a run of two parties computes
+must be equal to this bit for bit.
 """
 
 from dataclasses import dataclass
