@@ -213,4 +213,4 @@ def _deal_live(options: argparse.Namespace) -> None:
     try:
         threading.Event().wait()
     finally:
-        dealer.close("the dealer was stopped")
+        dealer.close("it was stopped")

@@ -54,7 +54,7 @@ def _serve_network(options: argparse.Namespace) -> None:
         )
         service.run(options.queries)
     finally:
-        supply.close("the server ended")
+        supply.close("it ended")
     if service.failures:
         raise SecureError(service.failures[-1])
 
@@ -113,23 +113,23 @@ def _floats(flag: str, text: str, count: int) -> tuple[float, ...]:
 def query(options: argparse.Namespace) -> None:
     from deepshare.secure.net.connect import Address
     from deepshare.secure.net.guard import forbid_dealer
+    from deepshare.secure.net.images import read_images
     from deepshare.secure.net.keys import Identity
     from deepshare.secure.net.log import log
-    from deepshare.secure.net.session import open_session
+    from deepshare.secure.net.session import last_words, open_session
 
     forbid_dealer()
     identity = Identity.load(needed("query", "--keys", options.keys), "client")
     for path in options.images:
-        if not path.is_file():
-            raise FileNotFoundError(f"secure query: image {path} does not exist")
+        read_images(path, 3)  # what cannot be read is said before anybody waits; how many channels the server will say
     address = Address.parse("--connect", options.connect)
     session = open_session(address, identity, "server", on_note=_Places(log))
-    why = "the client ended"
+    why = "it was stopped"
     try:
         _ask(options, identity, session, log)
         why = ""
     except Exception as error:
-        why = str(error)
+        why = last_words(error)
         raise
     finally:
         session.close(why)
@@ -163,7 +163,7 @@ def _ask(options: argparse.Namespace, identity: Any, session: "Session", log: An
         raise SecureError("secure query: --logits: this server reveals the label alone")
     images = [prepare_images(part, welcome.size, welcome.mean, welcome.std, str(path)) for part, path in pairs]
     supply = client_supply(identity, welcome, _dealer(options), options.material)
-    why = "the client ended"
+    why = "it gave up"
     try:
         given = receive_weights(session, welcome, options.cache or default_cache())
         answer = ask(session, supply, Client(welcome.protocol, given), torch.cat(images), log)

@@ -18,7 +18,7 @@ from deepshare.secure.net.connect import Address
 from deepshare.secure.net.deal import Dealer, deal_to_disk
 from deepshare.secure.net.query import Answer, ask, client_supply, receive_weights, receive_welcome
 from deepshare.secure.net.serve import Pixels, Service
-from deepshare.secure.net.session import Session, open_session
+from deepshare.secure.net.session import Session, last_words, open_session
 from deepshare.secure.net.supply import server_supply
 
 SIZE = (4, 3, 4)
@@ -114,7 +114,7 @@ class Flow:
             why = ""
             return answer
         except Exception as error:
-            why = str(error)
+            why = last_words(error)
             raise
         finally:
             session.close(why)

@@ -13,7 +13,7 @@ from deepshare.secure.net import messages
 from deepshare.secure.net.channel import Channel, explain
 from deepshare.secure.net.keys import Identity, Role, role_of
 
-CONNECT_SECONDS = 8.0  # for TCP, TLS and the first message together
+CONNECT_SECONDS = 6.0  # for TCP, TLS and the first message together
 REFUSAL_SECONDS = 0.5  # for the peer to read why
 
 

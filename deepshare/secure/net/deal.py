@@ -24,7 +24,7 @@ from deepshare.secure.net.connect import Address, Party
 from deepshare.secure.net.folders import appearing
 from deepshare.secure.net.keys import Identity
 from deepshare.secure.net.material import FORMAT, PARTIES
-from deepshare.secure.net.session import Listener, Log, Session
+from deepshare.secure.net.session import Listener, Log, Session, last_words
 
 MOST_PROTOCOL_BYTES = 1 << 28
 MOST_SESSIONS = 64
@@ -113,12 +113,12 @@ class Dealer:
 
     def _guarded(self, serve: Callable[[Session], None], session: Session) -> None:
         torch.set_num_threads(1)
-        why = "the dealer failed"  # by a bug: its traceback goes to stderr
+        why = "it failed"  # by a bug: its traceback goes to stderr
         try:
             serve(session)
         except SecureError as error:
-            why = str(error)
-            self._log(f"done with {session.party.name}: {why.removeprefix('secure: ')}")
+            why = last_words(error)
+            self._log(f"done with {session.party.name}: {str(error).removeprefix('secure: ')}")
         finally:
             with self._lock:
                 self._sessions.discard(session)

@@ -13,7 +13,7 @@ from deepshare.secure.net import messages
 from deepshare.secure.net.channel import TICK_SECONDS
 from deepshare.secure.net.connect import Address
 from deepshare.secure.net.keys import Identity
-from deepshare.secure.net.session import Listener, Log, Session
+from deepshare.secure.net.session import Listener, Log, Session, last_words
 from deepshare.secure.net.supply import Supply, agree_at_server
 from deepshare.secure.net.waiting import Waiting
 
@@ -81,7 +81,7 @@ class Service:
             SecureError: the dealer is gone. Those who wait are told.
         """
         served = 0
-        why = "the server has served what it was to serve"
+        why = "it has served what it was to serve"
         try:
             while not self._stopping.is_set() and (queries is None or served < queries):
                 self._supply.check()
@@ -90,10 +90,10 @@ class Service:
                     self._serve_guarded(session)
                     served += 1
         except SecureError as error:
-            why = str(error)
+            why = last_words(error)
             raise
         except BaseException:
-            why = "the server was stopped"
+            why = "it was stopped"
             raise
         finally:
             self._listener.close()
@@ -110,15 +110,15 @@ class Service:
 
     def _serve_guarded(self, session: Session) -> None:
         """A query that fails ends alone: its client is told why."""
-        why = "the server failed"  # by a bug, whose traceback ends this process
+        why = "it failed"  # by a bug, whose traceback ends this process
         try:
             inferences = self._serve(session)
             why = ""
             self._log(f"done: {session.party.name}, {inferences} inferences")
         except SecureError as error:
-            why = str(error)
-            self.failures.append(why)
-            self._log(f"failed: query of {session.party.name}: {why.removeprefix('secure: ')}")
+            why = last_words(error)
+            self.failures.append(str(error))
+            self._log(f"failed: query of {session.party.name}: {str(error).removeprefix('secure: ')}")
         finally:
             session.close(why)
             self._waiting.done()

@@ -14,7 +14,7 @@ from deepshare.secure.net import messages
 from deepshare.secure.net.beats import Beats
 from deepshare.secure.net.channel import Channel
 from deepshare.secure.net.connect import CONNECT_SECONDS, Address, Party, answer, dial
-from deepshare.secure.net.keys import Identity, Role
+from deepshare.secure.net.keys import ROLES, Identity, Role
 
 MOST_HANDSHAKES = 64  # at the same time; more wait in the system's queue
 
@@ -41,6 +41,13 @@ class Session:
     def close(self, why: str = "") -> None:
         """Ends both connections; `why` are the last words the peer gets."""
         self.beats.close(why)
+
+
+def last_words(error: BaseException) -> str:
+    """What the peer is told of an error here: which party is gone or was refused; no path or input of this machine."""
+    text = str(error)
+    about_a_party = isinstance(error, SecureError) and text.startswith(tuple(f"secure: the {role} " for role in ROLES))
+    return text if about_a_party else "it failed on its own side, its log says why"
 
 
 def open_session(

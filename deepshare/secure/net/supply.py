@@ -15,7 +15,7 @@ from deepshare.secure.net.channel import Channel
 from deepshare.secure.net.connect import Address, Party
 from deepshare.secure.net.keys import Identity
 from deepshare.secure.net.material import Material
-from deepshare.secure.net.session import Session, open_session
+from deepshare.secure.net.session import Session, last_words, open_session
 
 MOST_TICKET_BYTES = 1 << 34  # far above any network's
 
@@ -161,7 +161,7 @@ def server_supply(
     try:
         return FromDealer.register(session, protocol)
     except BaseException as error:
-        session.close(str(error))
+        session.close(last_words(error))
         raise
 
 
