@@ -46,7 +46,7 @@ class Session:
 def last_words(error: BaseException) -> str:
     """What the peer is told of an error here: which party is gone or was refused; no path or input of this machine."""
     text = str(error)
-    about_a_party = isinstance(error, SecureError) and text.startswith(tuple(f"secure: the {role} " for role in ROLES))
+    about_a_party = isinstance(error, SecureError) and text.startswith(tuple(f"secure: the {role}" for role in ROLES))
     return text if about_a_party else "it failed on its own side, its log says why"
 
 
