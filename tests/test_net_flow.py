@@ -442,3 +442,20 @@ def test_a_process_that_has_the_dealer_is_no_party():
     with pytest.raises(SecureError, match="must not have the dealer"):
         forbid_dealer()
     assert threading.active_count() < 50  # every flow above has ended its threads
+
+
+def test_who_is_admitted_while_the_server_ends_is_told(flow: Flow):
+    deal = flow.deal(1)
+    service = flow.service(material=deal / "server")
+    with flow.running(service):
+        pass
+    with pytest.raises(SecureError, match="cannot be reached"):
+        flow.session(service)
+    from net_cases import Server, session_pair
+
+    with Server(flow.keys) as server:
+        ours, theirs = session_pair(server, flow.keys)
+        service._waiting.add(theirs)
+        with pytest.raises(SecureError, match="ended: it has served what it was to serve"):
+            receive_welcome(ours)
+        ours.close()

@@ -87,6 +87,7 @@ class Dealer:
         self._versions: dict[str, _Version] = {}
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
+        self._closed: str | None = None
         self._listener = Listener(
             address, identity, ("server", "client"), admit=self._admit, on_session=self._start, log=log
         )
@@ -96,7 +97,7 @@ class Dealer:
         """Ends every conversation with `why` as last words."""
         self._listener.close()
         with self._lock:
-            sessions = list(self._sessions)
+            self._closed, sessions = why, list(self._sessions)
         for session in sessions:
             session.close(why)
 
@@ -106,7 +107,11 @@ class Dealer:
 
     def _start(self, session: Session) -> None:
         with self._lock:
+            closed = self._closed
             self._sessions.add(session)
+        if closed is not None:
+            session.close(closed)
+            return
         self._log(f"connected: {session.party.name}")
         serve = self._serve_server if session.party.role == "server" else self._serve_client
         threading.Thread(target=self._guarded, args=(serve, session), name="dealing", daemon=True).start()

@@ -20,6 +20,7 @@ class Waiting:
         self._bound, self._log = bound, log
         self._sessions: list[Session] = []
         self._serving = False
+        self._closed: str | None = None
         self._changed = threading.Condition()
 
     def admit(self, party: Party) -> None:
@@ -33,6 +34,9 @@ class Waiting:
     def add(self, session: Session) -> None:
         self._log(f"connected: {session.party.name}")
         with self._changed:
+            if self._closed is not None:  # between being admitted and standing here
+                session.close(self._closed)
+                return
             self._sessions.append(session)
             self._tell_places()
             self._changed.notify()
@@ -61,8 +65,9 @@ class Waiting:
             self._serving = False
 
     def close(self, why: str) -> None:
-        """Ends all that wait, with `why` as last words."""
+        """Ends all that wait, and who still comes, with `why` as last words."""
         with self._changed:
+            self._closed = why
             for session in self._sessions:
                 session.close(why)
             self._sessions.clear()
