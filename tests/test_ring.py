@@ -103,6 +103,7 @@ LARGER = [
     Conv((1, 12, 17, 5), 64, (4, 2), {"groups": 4, "stride": (3, 1), "dilation": (2, 3), "padding": (5, 4)}),
     Conv((1, 7, 40, 1), 13, (5, 1), {"stride": 2, "padding": (2, 0)}),
     Conv((7, 6, 3, 3), 8, (3, 3)),
+    Conv((1, 5, 4, 300), 40, (3, 3), {"padding": 1}, bits=32),
 ]
 
 

@@ -123,38 +123,46 @@ struct RingConv {
   }
 
   struct Block {
-    int64_t group, panel, sample, row, rows;
-    const Word* x;      // the group's planes
-    const Word* pairs;  // the group's sums of x1 x2, by position
+    int64_t group, panel, sample;
+    int64_t row, column, rows, columns;
+    const Word* x;      // the group's planes, from the first output on
+    const Word* pairs;  // the group's sums of x1 x2, by position, from there too
     Word* staged;       // [kSteps][panels][8]
-    Word* sums;         // [rows][W'][panels][8]
+    Word* sums;         // [rows][columns][panels][8]
   };
 
-  // An item is (group, block of panels, sample, block of rows), the sample and the rows last: a thread keeps
-  // a weight in its cache for all of them.
+  // An item is (group, block of panels, sample, block of rows, or a piece of one), the sample and the rows
+  // last: a thread keeps a weight in its cache for all of them.
   template <bool kDigits>
   void along_channels(const Samples& some, const Word* pairs) const {
-    const int64_t rows = smaller(args.height.outputs, larger(1, kBlockPixels / args.width.outputs));
-    const int64_t row_blocks = divide_up(args.height.outputs, rows), per_weight = some.count * row_blocks;
+    const int64_t columns = smaller(args.width.outputs, kBlockPixels),
+                  pieces = divide_up(args.width.outputs, columns);
+    const int64_t rows = smaller(args.height.outputs, kBlockPixels / columns);
+    const int64_t blocks = divide_up(args.height.outputs, rows) * pieces, per_weight = some.count * blocks;
     const int64_t panel_blocks = divide_up(panels, kTilePanels);
-    const int64_t width = kTilePanels * kPanel, products = rows * args.width.outputs * kTilePanels * steps;
+    const int64_t width = kTilePanels * kPanel, products = rows * columns * kTilePanels * steps;
     for_ranges(parallel_for, args.groups * panel_blocks * per_weight, products,
                [&](int64_t begin, int64_t end) {
-                 Buffer<Word> staged(kSteps * width), sums(rows * args.width.outputs * width);
+                 Buffer<Word> staged(kSteps * width), sums(rows * columns * width);
                  for (int64_t item = begin; item < end; ++item) {
-                   const int64_t weight = item / per_weight, sample = item % per_weight / row_blocks;
+                   const int64_t weight = item / per_weight, sample = item % per_weight / blocks;
                    Block block{weight / panel_blocks,
                                weight % panel_blocks * kTilePanels,
                                some.first + sample,
-                               item % row_blocks * rows,
-                               rows,
+                               item % blocks / pieces * rows,
+                               item % pieces * columns,
+                               0,
+                               0,
                                nullptr,
                                nullptr,
                                staged.get(),
                                sums.get()};
                    block.rows = smaller(rows, args.height.outputs - block.row);
-                   block.x = planes_of(some, sample, block.group);
-                   if (!kDigits) block.pairs = pairs + (sample * args.groups + block.group) * positions();
+                   block.columns = smaller(columns, args.width.outputs - block.column);
+                   const int64_t first = block.row * planes.pitch() + block.column;
+                   block.x = planes_of(some, sample, block.group) + first;
+                   if (!kDigits)
+                     block.pairs = pairs + (sample * args.groups + block.group) * positions() + first;
                    some_panels<kDigits>(block);
                  }
                });
@@ -181,9 +189,9 @@ struct RingConv {
                   : stage<kPanels>(static_cast<const int64_t*>(args.packed), block, step, count);
       for (int64_t row = 0; row < block.rows; ++row) {
         fetch_ahead(block, step + kSteps, row);
-        const TileOf tile{block.x + (block.row + row) * planes.pitch(), offsets.get() + step, count,
-                          block.staged, block.sums + row * args.width.outputs * kWidth};
-        add_row<kPanels, kDigits>(tile, args.width.outputs);
+        const TileOf tile{block.x + row * planes.pitch(), offsets.get() + step, count, block.staged,
+                          block.sums + row * block.columns * kWidth};
+        add_row<kPanels, kDigits>(tile, block.columns);
       }
     }
     write<kPanels>(block);
@@ -195,12 +203,12 @@ struct RingConv {
     constexpr int kWidth = kPanels * kPanel;
     Word* sums = block.sums;
     if constexpr (kDigits) {
-      std::memset(sums, 0, sizeof(Word) * block.rows * args.width.outputs * kWidth);
+      std::memset(sums, 0, sizeof(Word) * block.rows * block.columns * kWidth);
     } else {
       const auto* of_channels = reinterpret_cast<const Word*>(args.pairs) + packed_at(block, 1);
       for (int64_t row = 0; row < block.rows; ++row) {
-        const Word* of_pixels = block.pairs + (block.row + row) * planes.pitch();
-        for (int64_t i = 0; i < args.width.outputs; ++i, sums += kWidth) {
+        const Word* of_pixels = block.pairs + row * planes.pitch();
+        for (int64_t i = 0; i < block.columns; ++i, sums += kWidth) {
           for (int c = 0; c < kWidth; ++c) sums[c] = -of_channels[c] - of_pixels[i];
         }
       }
@@ -239,13 +247,15 @@ struct RingConv {
       __builtin_prefetch(from + line);
   }
 
-  // 8 pixels at a time: a cache line of y, and few enough of the sums to stay in the first-level cache.
+  // Of whole rows, or of a piece of one: its outputs follow each other in y. 8 pixels at a time: a cache line
+  // of y, and few enough of the sums to stay in the first-level cache.
   template <int kPanels>
   void write(const Block& block) const {
     constexpr int64_t kWidth = kPanels * kPanel, kPixels = 8;
-    const int64_t count = block.rows * args.width.outputs, first = block.panel * kPanel;
+    const int64_t count = block.rows * block.columns, first = block.panel * kPanel;
     const int64_t channels = smaller(kWidth, filters - first);
-    Word* y = output(block.sample, block.group * filters + first) + block.row * args.width.outputs;
+    Word* y =
+        output(block.sample, block.group * filters + first) + block.row * args.width.outputs + block.column;
     for (int64_t i = 0; i < count; i += kPixels) {
       const int64_t some = smaller(kPixels, count - i);
       for (int64_t c = 0; c < channels; ++c) {
