@@ -5,7 +5,9 @@ this party may know (setup.pt) and its tickets as they are dealt; nothing of the
 folder of `deepshare secure keys`, the link is under TLS.
 """
 
+import ctypes
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,8 @@ from deepshare.secure.engine.protocol import Protocol, Reveal  # noqa: E402
 from deepshare.secure.engine.ticket import read_ticket, ticket_path  # noqa: E402
 from deepshare.secure.net.channel import Channel  # noqa: E402
 from secure import party_link  # noqa: E402
+
+_PR_SET_PDEATHSIG = 1
 
 
 def infer(party: Party, link: Channel, folder: Path, number: int, images: torch.Tensor | None) -> Any:
@@ -54,7 +58,13 @@ def _by_step(protocol: Protocol, spent: Any) -> list[list[float]]:
     return rows
 
 
+def die_with_parent() -> None:
+    """A killed benchmark leaves no party behind that waits for the other (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
+    die_with_parent()
     rank, address, port, folder = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
     setup = torch.load(folder / "setup.pt", weights_only=True)
