@@ -222,7 +222,8 @@ def test_the_table_has_both_ratios(tmp_path: Path):
         store.add(cell, visit([seconds - 0.1, seconds, seconds + 0.2]))
     text = report(store.found([*base, *ours]), {ours[1]: "too large"}, networks()[:4], [LINKS["1gbit"]])
     (row,) = [line for line in text.splitlines() if line.startswith("| ResNet18/CIFAR-100 6K | 7.64")]
-    assert [cell.strip() for cell in row.split("|")[3:-1]] == ["3.000", "2.00", "0.250", "4.00", "24.00"]
+    wanted = ["3.000 (2.900)", "2.00", "0.250 (0.150)", "4.00", "24.00"]
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == wanted
     (row,) = [line for line in text.splitlines() if line.startswith("| ResNet18/CIFAR-100 12.9K | 6.76")]
     assert set(row.split("|")[3:-1]) == {" - "}
     assert f"- {ours[1].slug}: too large" in text

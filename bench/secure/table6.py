@@ -10,9 +10,9 @@ from secure.networks import Network
 NAMES = {"crypten": "CrypTen", "engine-tree": "engine, tree", "engine-dcf": "engine, DCF"}
 NOTES = """\
 Weights untrained: latency does not depend on their values. Batch 1, one core a party, seconds **online**: at the
-client, from its image to its logits, material dealt beforehand. *x own*: the same system's all-ReLU seconds over these;
-*x CrypTen*: CrypTen's all-ReLU seconds, same weights and link, over these. Published: DeepShare's Table 6, which names
-neither weights setting, provider, batch nor seconds."""
+client, from its image to its logits, material dealt beforehand; the median, in brackets the least. *x own*: the same
+system's all-ReLU seconds over these; *x CrypTen*: CrypTen's all-ReLU seconds, same weights and link, over these.
+Published: DeepShare's Table 6, which names neither weights setting, provider, batch nor seconds."""
 Cells = Mapping[Cell, Found]
 Refused = Mapping[Cell, str | None]  # why a cell was not run
 
@@ -47,13 +47,13 @@ def _columns(system: str) -> tuple[str, ...]:
 
 
 def _speedup(found: Cells, cell: Cell) -> tuple[str, ...]:
-    """Seconds and the two ratios; a dash where a cell was not measured."""
+    """Seconds, the least in brackets, and the two ratios; a dash where a cell was not measured."""
     if cell not in found:
         return ("-",) * len(_columns(cell.system))
     seconds = found[cell].seconds
     baselines = [Cell(cell.network.all_relu(), system, cell.weights, cell.link) for system in (cell.system, "crypten")]
     ratios = [f"{found[base].seconds / seconds:.2f}" if base in found else "-" for base in baselines]
-    return (f"{seconds:.3f}", *ratios[: len(_columns(cell.system)) - 1])
+    return (f"{seconds:.3f} ({min(found[cell].online):.3f})", *ratios[: len(_columns(cell.system)) - 1])
 
 
 def _all_cells(found: Cells) -> str:
