@@ -109,7 +109,14 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def left_behind(machine: Machine) -> set[str]:
     """Files beyond those the test put there, the processes' own output, and what docs/parties.md says stays."""
     known = ("*.npy", "*.png", "net.*", "*.out", "*.err", "keys/*/*.pem", "cache/deepshare/*.masked")
-    known = (*known, "keys/*/ledger.json", "keys/*/ledger.lock", "deal/*/deal.json", "deal/server/mask.key")
+    known = (
+        *known,
+        "keys/server/weights.json",
+        "keys/*/ledger.json",
+        "keys/*/ledger.lock",
+        "deal/*/deal.json",
+        "deal/server/mask.key",
+    )
     files = {path for path in machine.folder.rglob("*") if path.is_file()}
     return {str(path) for path in files - {path for pattern in known for path in machine.folder.glob(pattern)}}
 

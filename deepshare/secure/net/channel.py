@@ -52,6 +52,7 @@ class Channel:
         self.watch: Watch | None = None
         self._sock = sock
         self._backlog = bytearray()
+        self._chunk: memoryview | None = None  # what is read in a send goes through it
         self._for_reading, self._for_both = select.poll(), select.poll()
         self._for_reading.register(sock, select.POLLIN)
         self._for_both.register(sock, select.POLLIN | select.POLLOUT)
@@ -131,9 +132,10 @@ class Channel:
         return count
 
     def _drain(self) -> None:
-        chunk = memoryview(bytearray(_CHUNK))
-        while count := self._read_into(chunk):
-            self._backlog += chunk[:count]
+        if self._chunk is None:
+            self._chunk = memoryview(bytearray(_CHUNK))
+        while count := self._read_into(self._chunk):
+            self._backlog += self._chunk[:count]
             if len(self._backlog) > MOST_BACKLOG:
                 raise SecureError(f"secure: {self.peer} sent more than {MOST_BACKLOG} bytes that nobody asked for")
         if count == 0:
