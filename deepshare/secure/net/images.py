@@ -22,11 +22,10 @@ def read_images(path: Path, channels: int) -> Tensor:
     if not path.is_file():
         raise SecureError(f"secure: image {path} does not exist")
     pixels = _read(path, channels)
-    if pixels.dim() == 3:
-        pixels = pixels.unsqueeze(0)
-    if pixels.dim() != 4 or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
+    if pixels.dim() not in (3, 4) or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
         got = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
         raise SecureError(f"secure: image {path} must be uint8 or float, [C, H, W] or [N, C, H, W] (got {got})")
+    pixels = pixels.reshape(-1, *pixels.shape[-3:])
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     if not bool(((pixels >= 0) & (pixels <= 1)).all()):
         raise SecureError(f"secure: image {path} must have pixels in 0..1, or uint8 (some lie outside)")
@@ -53,7 +52,7 @@ def _read_with_pillow(path: Path, channels: int) -> Tensor:
     try:
         from PIL import Image
     except ImportError as error:
-        raise SecureError(f"secure: image {path} needs Pillow: pip install 'deepshare[secure]' ({error})") from error
+        raise SecureError(f"secure: image {path} needs Pillow: pip install pillow ({error})") from error
     modes = {1: "L", 3: "RGB"}
     if channels not in modes:
         raise SecureError(f"secure: image {path} must be .npy or .pt: the network reads {channels} channels")
