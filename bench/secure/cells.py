@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from deepshare.files import write_whole
+from secure import machine
 from secure.links import Link
 from secure.networks import Network
 
@@ -117,5 +118,6 @@ def pending(store: Store, cells: Sequence[Cell], visits: int) -> Iterator[Cell]:
 
 
 def stamped(visit: Visit) -> Visit:
-    """With the time and the machine's load, of which seconds depend."""
-    return {**visit, "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "load_1": os.getloadavg()[0]}
+    """With what its seconds depend on besides: the commit, and the machine's load at the end."""
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    return {**visit, "when": when, "commit": machine.commit(), "load_1": os.getloadavg()[0]}

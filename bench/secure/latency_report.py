@@ -26,10 +26,16 @@ def latency_report(found: Cells) -> str:
     parts = []
     ordered = sorted(found.items(), key=lambda item: item[0].system)
     for system, group in groupby(ordered, key=lambda item: item[0].system):
-        samples = [sample(cell, figures) for cell, figures in group]
+        samples = _with_delays([sample(cell, figures) for cell, figures in group])
         if len({one.link.delay for one in samples}) > 1:
             parts.append(f"## Latency model: {NAMES[system]}\n\n{_fitted(samples)}")
     return "".join(f"\n{part}\n" for part in parts)
+
+
+def _with_delays(samples: list[Sample]) -> list[Sample]:
+    """Those of variants that were measured on a link with a delay, on all their links."""
+    delayed = {one.variant for one in samples if one.link.delay}
+    return [one for one in samples if one.variant in delayed]
 
 
 def _fitted(samples: list[Sample]) -> str:

@@ -16,7 +16,7 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "commit": os.environ.get("DEEPSHARE_COMMIT") or _commit(),
+        "commit": commit(),
         "load_1": one,
         "load_15": fifteen,
     }
@@ -37,7 +37,10 @@ def _processor() -> str:
     return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of this tree; DEEPSHARE_COMMIT where it lies without its history."""
+    if named := os.environ.get("DEEPSHARE_COMMIT"):
+        return named
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
