@@ -17,7 +17,7 @@ LINKS = (LOOPBACK, Link("1 Gb/s", 1000.0), Link("slow", 100.0, 0.002), Link("far
 
 
 def seconds(variant: Variant, link: Link, flight: float = 1.1, wire: float = 1.05) -> float:
-    transfer = 8 * variant.bytes_one_way / (link.megabits * 1e6)
+    transfer = 8 * variant.path_bytes / (link.megabits * 1e6)
     return COMPUTE[variant.name] + flight * variant.flights * link.delay + wire * transfer
 
 
@@ -55,7 +55,7 @@ def test_what_no_link_tells_is_taken_as_one_and_said():
     model = fit(samples(links=LINKS[:2]))  # no delay
     assert model.flight_factor is None
     assert model.wire_factor == pytest.approx(1.05)
-    wan = COMPUTE["few"] + FEW.flights * WAN.delay + 1.05 * FEW.bytes_one_way * WAN.seconds_per_byte
+    wan = COMPUTE["few"] + FEW.flights * WAN.delay + 1.05 * FEW.path_bytes * WAN.seconds_per_byte
     assert model.seconds(FEW, WAN) == pytest.approx(wan)
 
 

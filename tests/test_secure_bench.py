@@ -240,12 +240,28 @@ def test_the_latency_model_is_fitted_where_there_are_delays(tmp_path: Path):
     for link in LINKS.values():
         for cell in (cells("engine-dcf", link.slug)[0], cells("engine-dcf", link.slug)[3]):
             wire = 8 * 5_000_000 / (link.megabits * 1e6) if link.megabits else 0.0
-            store.add(cell, visit([0.1 + 34 * link.delay + wire], flights=34, server_bytes=5_000_000))
+            store.add(cell, visit([0.1 + 34 * link.delay + wire], flights=34, path_bytes=5_000_000))
             made.append(cell)
     text = latency_report(store.found(made))
     assert "d = 1.00, w = 1.00; scatter 0.0 %" in text
     assert re.search(r"asked for it: off by [+-]0\.0 %, [+-]0\.0 %\.", text)
     assert latency_report(store.found(made[:4])) == ""
+
+
+def test_the_path_counts_what_goes_at_once_once():
+    from secure.chain import path_bytes
+    from secure.networks import networks
+
+    from deepshare.secure.engine import costs
+    from deepshare.secure.engine.protocol import Protocol, Settings
+    from deepshare.secure.lower import lower
+
+    model, _, _ = networks()[3].build()
+    program, _ = lower(model, (3, 32, 32))
+    public, secret = (Protocol.compile(program, Settings(weights)) for weights in ("public", "secret"))
+    assert path_bytes(public) == costs.total(public).one_way  # openings by both at once; the logits by the server
+    sent = costs.total(secret)
+    assert sent.one_way < path_bytes(secret) < sent.server_sends + sent.client_sends
 
 
 # --- peers

@@ -20,9 +20,10 @@ def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
     Returns:
         online: seconds at the client, from its image to its logits, material dealt beforehand; dealing: median seconds
         party 0 took for that; preparing: seconds of work on the material before the image is there (none here);
-        rounds, flights, server_bytes, client_bytes: counted, online; offline_bytes: what a party receives from a dealer
-        (none: TFP's parties draw theirs from seeds); early_bytes: sent by the client before the image is there;
-        setup_bytes: sent once a model version; worst_error: of the logits against the float model, beside logit_range.
+        rounds, flights, path_bytes, server_bytes, client_bytes: counted, online; offline_bytes: what a party receives
+        from a dealer (none: TFP's parties draw theirs from seeds); early_bytes: sent by the client before the image is
+        there; setup_bytes: sent once a model version; worst_error: of the logits against the float model, beside
+        logit_range.
 
     Raises:
         NotHereError: the link has TLS.
@@ -45,6 +46,7 @@ def visit(network: Network, weights: str, link: Link, images: int) -> Visit:
         "preparing": 0.0,
         "rounds": sum(rounds for rounds, _ in client["spent"]),
         "flights": sum(rounds for rounds, _ in client["spent"]),
+        "path_bytes": exchanged + client["spent"][-1][1],
         "server_bytes": exchanged + client["spent"][-1][1],
         "client_bytes": exchanged,
         "early_bytes": 0,

@@ -27,6 +27,7 @@ from deepshare.secure.fixed_point import decode, encode
 from deepshare.secure.lower import lower
 from deepshare.secure.net.keys import make_keys
 from secure.cells import NotHereError, Visit
+from secure.chain import path_bytes
 from secure.links import End, Link
 from secure.networks import Network
 
@@ -119,6 +120,7 @@ def visit(gate: str, network: Network, weights: str, link: Link, images: int) ->
         "dealing": median(dealing[1:]),
         "rounds": predicted.rounds,
         "flights": costs.flights(protocol),
+        "path_bytes": path_bytes(protocol),
         "server_bytes": server["sent"],
         "client_bytes": client["sent"],
         "early_bytes": client["early"],

@@ -16,7 +16,7 @@ Cells = Mapping[Cell, Found]
 
 def sample(cell: Cell, found: Found) -> Sample:
     name = f"{cell.network.slug}, {NAMES[cell.system]}, {cell.weights}"
-    variant = Variant(name, found["flights"], max(found["server_bytes"], found["client_bytes"]))
+    variant = Variant(name, found["flights"], found["path_bytes"])
     megabits = cell.link.megabits or latency.LOOPBACK.megabits
     return Sample(variant, latency.Link(cell.link.words, megabits, cell.link.delay), found.seconds)
 
@@ -41,7 +41,7 @@ def _with_delays(samples: list[Sample]) -> list[Sample]:
 def _fitted(samples: list[Sample]) -> str:
     model = latency.fit(samples)
     variants = list(dict.fromkeys(one.variant for one in samples))
-    counts = ", ".join(f"{v.name}: {v.flights} flights, {v.bytes_one_way / 1e6:.2f} MB" for v in variants)
+    counts = ", ".join(f"{v.name}: {v.flights} flights, {v.path_bytes / 1e6:.2f} MB on the path" for v in variants)
     text = (
         f"seconds = compute + d * flights * delay + w * bytes / rate. {_factors(model)}\n{counts}.\n\n{model.table()}"
     )

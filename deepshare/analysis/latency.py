@@ -5,7 +5,8 @@
 A **flight** is a message that waits for the one before it; flights is the longest chain of them. It is not the number
 of rounds: a message that goes one way alone is one flight, an opening that both parties send at once is one too, and
 what is sent early and received late may cost none. `delay` is the link's time one way, `rate` bytes a second, `bytes`
-what the busier party sends. `compute` (seconds, one number for each network and protocol), `d` (delays paid for a
+what stands one after another on the wire: what two parties send at once counts once, what they send in turns counts
+both. `compute` (seconds, one number for each network and protocol), `d` (delays paid for a
 counted flight, near 1 where the count is right; gloo's all_reduce takes two) and `w` (1 over the share of the rate that
 arrives) are fitted by least squares on relative errors.
 """
@@ -39,11 +40,15 @@ WAN = Link("WAN: 100 Mb/s, 40 ms round trip", 100.0, 0.020)
 
 @dataclass(frozen=True)
 class Variant:
-    """A network under a protocol: what it sends for one inference. The name keeps apart what computes differently."""
+    """A network under a protocol: what one inference's chain of messages is made of.
+
+    Attributes:
+        name: keeps apart what computes differently.
+    """
 
     name: str
     flights: int
-    bytes_one_way: int
+    path_bytes: int
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def forecast(model: Latency, variants: Sequence[Variant], links: Sequence[Link] 
 
 def _wire_columns(variant: Variant, link: Link) -> tuple[float, float]:
     """What d and w multiply."""
-    return variant.flights * link.delay, variant.bytes_one_way * link.seconds_per_byte
+    return variant.flights * link.delay, variant.path_bytes * link.seconds_per_byte
 
 
 def _row(variant: Variant, link: Link, names: Sequence[str], fitted: tuple[bool, bool]) -> np.ndarray:
