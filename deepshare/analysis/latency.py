@@ -7,8 +7,8 @@ of rounds: a message that goes one way alone is one flight, an opening that both
 what is sent early and received late may cost none. `delay` is the link's time one way, `rate` bytes a second, `bytes`
 what stands one after another on the wire: what two parties send at once counts once, what they send in turns counts
 both. `compute` (seconds, one number for each network and protocol), `d` (delays paid for a
-counted flight, near 1 where the count is right; gloo's all_reduce takes two) and `w` (1 over the share of the rate that
-arrives) are fitted by least squares on relative errors.
+counted flight, near 1 where the count is right; gloo's all_reduce takes two) and `w` (above 1 where less than the rate
+arrives, below 1 where bytes travel while a party computes) are fitted by least squares on relative errors.
 """
 
 import math
