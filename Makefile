@@ -15,8 +15,11 @@ CRYPTEN := crypten==0.4.1
 demo: $(VENV)/.run
 	$(BIN)/deepshare demo --out runs/demo
 
+# A process a core, whole files each; a test's own threads would only wait for the other process.
+WORKERS ?= 2
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q $(PYTEST)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow $(PYTEST)

@@ -125,7 +125,8 @@ def test_a_disturbed_round_is_left_out_where_enough_remain(monkeypatch: pytest.M
 
 
 def bench(*arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    hidden = ("TRITON_INTERPRET", "PYTEST_XDIST")  # a run beside others times nothing
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     selection = ["bench/bench_host.py", "-k", "host_time and plain-forward", "--benchmark-only"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selection, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
