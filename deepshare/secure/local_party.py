@@ -16,6 +16,7 @@ from deepshare.secure.engine.streams import KEY_BYTES
 from deepshare.secure.engine.ticket import Ticket
 from deepshare.secure.errors import SecureError
 from deepshare.secure.net.channel import Channel
+from deepshare.secure.net.guard import forbid_dealer
 
 
 def work(given: dict[str, Any], signals: Signals, sockets: tuple[int, ...]) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def work(given: dict[str, Any], signals: Signals, sockets: tuple[int, ...]) -> d
     Raises:
         ConnectionError: the other party or the dealer is gone.
     """
+    forbid_dealer()
     try:
         return _Worker(given, signals, sockets).run()
     except SecureError as error:  # nothing else can fail here: what is given was checked before
