@@ -14,6 +14,7 @@ from deepshare.budget import weights_of
 from deepshare.data import Augment, Dataset
 from deepshare.methods.snl import SNLSettings
 from deepshare.plan import Plan, PlanError
+from deepshare.train.compute import ComputeRecipe
 from deepshare.train.errors import RecipeError, require
 from deepshare.train.fields import build, plain
 from deepshare.train.overrides import apply_overrides
@@ -237,6 +238,7 @@ class Recipe:
     seed: int = 0
     distill: DistillRecipe = field(default_factory=DistillRecipe)
     snl: SNLSettings | None = None  # of method "snl", where its defaults are the paper's
+    compute: ComputeRecipe = field(default_factory=ComputeRecipe)
 
     def __post_init__(self) -> None:
         lone = any("\ud800" <= letter <= "\udfff" for letter in self.name)  # what Python makes of bytes in arguments

@@ -1,0 +1,69 @@
+"""How a run computes, not what: precision, memory format, captured steps, compilation (recipe table [compute])."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A ComputeRecipe resolved for a device: what is done there.
+
+    bf16: convolutions and matrix products in bfloat16 (autocast); weights, batch norm statistics, softmax, losses and
+        the sums of alpha's and beta's gradients stay float32
+    channels_last: weights and activations in NHWC order
+    graph: the training step as a captured CUDA graph
+    compile: the student's forward pass by torch.compile
+    """
+
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+    graph: bool
+    compile: bool
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """`model` on the device and in the memory format, in place; activations take the format of the weights."""
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which networks and losses are evaluated.
+
+        Nothing is cached from one entry to the next: a cast kept from a captured step would be stale outside it.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.graph)
+
+
+@dataclass(frozen=True)
+class ComputeRecipe:
+    """What `Compute` is made of; "auto" is decided by the device.
+
+    precision: "bf16" autocast or "fp32"; auto is bf16 on CUDA and fp32 on the CPU
+    channels_last: auto is true on CUDA and false on the CPU (docs/training.md has the measurement)
+    graph: auto is true on CUDA; on the CPU there is none, and true is refused
+    compile: torch.compile of the student's forward pass
+    """
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    graph: Literal["auto"] | bool = "auto"
+    compile: bool = False
+
+    def on(self, device: torch.device) -> Compute:
+        """What this recipe does on `device`. Raises ValueError: a captured graph is wanted where there is none."""
+        cuda = device.type == "cuda"
+        if self.graph is True and not cuda:
+            raise ValueError(f'compute.graph: wanted "auto" or false on {device}, got true')
+        return Compute(
+            device,
+            bf16=cuda if self.precision == "auto" else self.precision == "bf16",
+            channels_last=cuda if self.channels_last == "auto" else self.channels_last,
+            graph=cuda if self.graph == "auto" else self.graph,
+            compile=self.compile,
+        )
