@@ -13,7 +13,8 @@ from deepshare.methods.variant import Variant
 from deepshare.models import shapes_only
 from deepshare.plan import Plan
 from deepshare.train import Recipe, load_recipe, networks, train
-from deepshare.train.recipe import ModelRecipe, PlanRecipe, ReuseRecipe
+from deepshare.train.plan_recipe import PlanRecipe
+from deepshare.train.recipe_parts import ModelRecipe, ReuseRecipe
 
 IMAGE = (1, 8, 8)
 SMALL = ("data.limit=256", "phase.*.epochs=2")

@@ -14,7 +14,10 @@ from deepshare.methods.deepreshape_pipeline import thinned_plan
 from deepshare.methods.variant import for_budget
 from deepshare.plan import Plan
 from deepshare.train import networks
-from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe, load_recipe
+from deepshare.train.plan_recipe import PlanRecipe
+from deepshare.train.recipe import Recipe
+from deepshare.train.recipe_file import load_recipe
+from deepshare.train.recipe_parts import ModelRecipe
 
 
 @dataclass(frozen=True)

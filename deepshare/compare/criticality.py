@@ -20,7 +20,8 @@ from deepshare.text_table import aligned
 from deepshare.train import Recipe, RecipeError, TrainingError, TrainResult, load_recipe, train
 from deepshare.train.fields import build, plain
 from deepshare.train.networks import model_spec
-from deepshare.train.recipe import MAX_SEED, PlanRecipe
+from deepshare.train.plan_recipe import PlanRecipe
+from deepshare.train.recipe_parts import MAX_SEED
 from deepshare.train.trainer import check_run, check_teacher
 
 Split = Literal["val", "test"]

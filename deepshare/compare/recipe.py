@@ -11,7 +11,9 @@ from deepshare.methods.snl import SNLSettings
 from deepshare.train.errors import RecipeError, require
 from deepshare.train.fields import build
 from deepshare.train.overrides import apply_overrides
-from deepshare.train.recipe import MAX_SEED, RECIPES, DataRecipe, DistillRecipe, ModelRecipe, PhaseRecipe
+from deepshare.train.phase_recipe import PhaseRecipe
+from deepshare.train.recipe_file import RECIPES
+from deepshare.train.recipe_parts import MAX_SEED, DataRecipe, DistillRecipe, ModelRecipe
 from deepshare.train.toml_in import find_toml, read_toml, toml_names
 
 COMPARISONS = RECIPES / "compare"

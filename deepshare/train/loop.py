@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deepshare.data import Batches
 from deepshare.nn import LearnedMask, SharedReLU2d
-from deepshare.train.recipe import PhaseRecipe
+from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.task import Task
 
 

@@ -16,8 +16,8 @@ from deepshare.plan import Plan, apply_plan
 from deepshare.train import networks
 from deepshare.train.errors import TrainingError
 from deepshare.train.loop import evaluate
+from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.phases import EVAL_BATCH, Run, phase_task, resumed_optimizer, save_network, train_one_epoch
-from deepshare.train.recipe import PhaseRecipe
 from deepshare.train.run_folder import Row, State
 from deepshare.train.task import WithLasso
 

@@ -11,7 +11,9 @@ from deepshare.nn import SharedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.train.errors import RecipeError
 from deepshare.train.fields import plain
-from deepshare.train.recipe import ModelRecipe, PlanRecipe, Recipe
+from deepshare.train.plan_recipe import PlanRecipe
+from deepshare.train.recipe import Recipe
+from deepshare.train.recipe_parts import ModelRecipe
 from deepshare.train.schedule import soft_channels_at
 from deepshare.train.seeds import cpu_seed, derive
 

@@ -16,8 +16,9 @@ from deepshare.plan import Plan
 from deepshare.train import networks
 from deepshare.train.errors import TrainingError
 from deepshare.train.loop import evaluate, make_optimizer, train_epoch
+from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.progress import Progress
-from deepshare.train.recipe import PhaseRecipe, Recipe
+from deepshare.train.recipe import Recipe
 from deepshare.train.run_folder import Row, RunFolder, State
 from deepshare.train.seeds import derive
 from deepshare.train.task import Decoupled, Distillation, HardLabels, Task, kl

@@ -29,7 +29,8 @@ import torch
 
 from deepshare.files import write_whole
 from deepshare.train.errors import TrainingError
-from deepshare.train.recipe import Recipe, first_difference, load_recipe
+from deepshare.train.recipe import Recipe, first_difference
+from deepshare.train.recipe_file import load_recipe
 
 Row = dict[str, str | int | float | None]  # None: no validation images
 COLUMNS = (

@@ -15,7 +15,8 @@ from deepshare.train.mask_phase import run_masks
 from deepshare.train.networks import make_plan, model_spec, pretrain_plan
 from deepshare.train.phases import EVAL_BATCH, Run, run_phase
 from deepshare.train.progress import Progress
-from deepshare.train.recipe import Recipe, load_recipe
+from deepshare.train.recipe import Recipe
+from deepshare.train.recipe_file import load_recipe
 from deepshare.train.run_folder import Row, RunFolder, State
 
 

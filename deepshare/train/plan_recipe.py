@@ -1,0 +1,49 @@
+"""The table [plan] of a recipe: what stands at the activation sites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deepshare.train.errors import require
+
+
+@dataclass(frozen=True)
+class PlanRecipe:
+    """What stands at the activation sites.
+
+    method: "relu" (every site a ReLU), "uniform" (every site weighs its own size: one ratio of prototypes
+        everywhere), "weights" (`weights`: relative DReLUs per site, in call order, scaled to the budget, or a label of
+        a published list), "snl" (masks, learned by the phase of that name), "file" (the plan in the JSON file `file`)
+    budget: DReLUs in total (not for "relu" and "file"); group: sites that share one leader's gates, or "auto"; 1 is no
+        layer sharing; affine: learn alpha and beta; gamma: sharpness of the soft gate Phi(gamma x); file: with "snl"
+        the plan to start from (relu and linear sites), by default every ReLU
+    """
+
+    method: Literal["relu", "uniform", "weights", "snl", "file"]
+    budget: int | None = None
+    group: int | Literal["auto"] = "auto"
+    affine: bool = True
+    gamma: float = 1.0
+    weights: tuple[float, ...] | str | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            (self.method not in ("relu", "file")) == (self.budget is not None),
+            f'plan.budget: wanted with every method but "relu" and "file" '
+            f"(method is {self.method!r}, budget is {self.budget})",
+        )
+        require(
+            self.method == "snl" or (self.method == "file") == (self.file is not None),
+            f'plan.file: wanted with method "file", possible with "snl", and with no other (method is {self.method!r})',
+        )
+        require(self.budget is None or self.budget > 0, f"plan.budget: wanted at least 1, got {self.budget}")
+        require(
+            (self.method == "weights") == (self.weights is not None),
+            f'plan.weights: wanted with method "weights" and no other (method is {self.method!r})',
+        )
+        numbers = self.weights if isinstance(self.weights, tuple) else ()
+        require(min(numbers, default=0) >= 0, "plan.weights: wanted no number below 0")
+        require(self.group == "auto" or int(self.group) > 0, f"plan.group: wanted at least 1, got {self.group}")
+        require(self.gamma > 0, f"plan.gamma: wanted above 0, got {self.gamma}")
