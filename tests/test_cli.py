@@ -67,7 +67,7 @@ def test_count_of_a_checkpoint_takes_no_model_settings(tmp_path: Path, capsys: p
 
 def test_train_lists_the_recipes(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["train", "--list"]) == 0
-    assert {"demo-relu", "demo-240", "r18-c100-6k"} <= set(capsys.readouterr().out.split())
+    assert {"demo-relu", "demo-240", "deepshare-table1-6k"} <= set(capsys.readouterr().out.split())
 
 
 BAD = {
@@ -82,7 +82,7 @@ BAD = {
     "recipe type": (["train", "demo-240", "--set", "model.width=wide"], r"model\.width.*'wide'"),
     "budget below the floor": (["train", "demo-240", "--set", "plan.budget=10"], r"85.*10|10.*85"),
     "budget above the ReLUs": (["train", "demo-240", "--set", "plan.budget=7681"], r"at most the 7,680 ReLUs.*7,681"),
-    "missing data": (["train", "r18-c100-6k", "--data-root", "nowhere"], r"nowhere.*train"),
+    "missing data": (["train", "deepshare-table1-6k", "--data-root", "nowhere"], r"nowhere.*train"),
     "nothing to measure": (["criticality", "demo-relu"], r"phase: wanted pretrain and a baseline"),
     "no seed": (["criticality", "demo-criticality", "--seeds", "a"], r"--seeds must be ints.*'a'"),
     "no teacher": (["criticality", "demo-criticality", "--teacher", "absent.safetensors"], r"absent\.safetensors"),

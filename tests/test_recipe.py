@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from deepshare import models
+from deepshare.budget import published
 from deepshare.methods.snl import SNLSettings
+from deepshare.plan import Plan
 from deepshare.train import Recipe, RecipeError, load_recipe, networks, recipe_names
-from deepshare.train.recipe import first_difference
+from deepshare.train.recipe import first_difference, with_weights
 from deepshare.train.schedule import Schedule, soft_channels_at
 
 GOOD = """
@@ -90,6 +93,10 @@ BAD = [
     ("epochs = 3", "", ["phase[2].epochs: missing; wanted an integer"]),
     ("budget = 240", "", ["plan.budget: wanted with every method but"]),
     ("budget = 240", "budget = 240\nweights = [1, 2]", ["plan.weights: wanted with method"]),
+    ("budget = 240", 'budget = 240\nculled = ["S1"]', ["plan.culled, plan.thinned: one or both wanted with method"]),
+    ('method = "uniform"\nbudget = 240', 'method = "stages"', ["plan.culled, plan.thinned: one or both wanted with"]),
+    ('"uniform"', '"weights"', ["plan.weights: wanted with method", "given in 0 ways"]),
+    ('"uniform"', '"weights"\nweights = [1, 2]\ncounts_of = "other"', ["plan.weights: wanted", "given in 2 ways"]),
     ("budget = 240", "budget = 240\ngroup = [1]", ['plan.group: wanted an integer or "auto", got the list [1]']),
     ('method = "uniform"\nbudget = 240', 'method = "relu"', ["phase: gelu softens shared gates"]),
     ('kind = "switch"', 'kind = "finetune"', ["phase: wanted gelu and switch, or neither"]),
@@ -175,7 +182,7 @@ TABLE_7 = {  # ResNet18, CIFAR-100: epochs, batch, first and last learning rate,
 
 @pytest.mark.parametrize(("name", "budget"), [("49.9k", 49900), ("12.9k", 12900), ("6k", 6000)])
 def test_shipped_recipes_are_table_7(name, budget):
-    recipe = load_recipe(f"r18-c100-{name}")
+    recipe = load_recipe(f"deepshare-table1-{name}")
     assert recipe.plan.budget == budget
     phases = {phase.kind: phase for phase in recipe.phase}
     for kind, row in TABLE_7.items():
@@ -321,13 +328,36 @@ def test_step_schedule_multiplies_after_each_milestone(snl_path):
 
 def test_a_published_list_may_stand_in_place_of_weights():
     spec = {"name": "resnet18", "num_classes": 100, "width": 64, "stem_relu": False, "in_channels": 3}
-    by_number, by_label = (
-        networks.make_plan(load_recipe("r18-c100-12.9k", changes), {**spec, "input_size": [3, 32, 32]})
-        for changes in ([], ["plan.weights=ResNet18_c100_relu50k"])
-    )
-    assert by_number == by_label
+    spec["input_size"] = [3, 32, 32]
+    numbers = published("ResNet18_c100_relu50k", Plan.of(models.shapes_only(spec), (3, 32, 32)))
+    by_number = with_weights(load_recipe("deepshare-table1-12.9k"), list(numbers.values()))
+    by_label = load_recipe("deepshare-table1-12.9k", ["plan.weights=ResNet18_c100_relu50k"])
+    assert networks.make_plan(by_number, spec) == networks.make_plan(by_label, spec)
     with pytest.raises(RecipeError, match="nobody"):
-        networks.make_plan(load_recipe("r18-c100-12.9k", ["plan.weights=nobody"]), {**spec, "input_size": [3, 32, 32]})
+        networks.make_plan(load_recipe("deepshare-table1-12.9k", ["plan.weights=nobody"]), spec)
+
+
+def test_counts_of_another_recipe_need_reproduce():
+    recipe = load_recipe("deepshare-table1-12.9k")
+    assert recipe.plan.counts_of == "snl-table2-49.9k"
+    with pytest.raises(RecipeError, match=r"counts_of: .* snl-table2-49.9k .*deepshare reproduce deepshare-table1"):
+        networks.make_plan(recipe, networks.model_spec(recipe.model, 100, (3, 32, 32)))
+
+
+def test_stages_are_culled_and_thinned(path):
+    head, pretrain, *_ = (GOOD.partition("[[phase]]")[0].replace("budget = 240\n", "") + SNL).split("[[phase]]")
+    path.write_text(f"{head}[[phase]]{pretrain}")
+    changes = ["plan.method=stages", 'plan.culled=["conv1", "S1", "S4"]', 'plan.thinned=["S3"]', "model.stem_relu=true"]
+
+    def plan_of(*changes: str) -> Plan:
+        recipe = load_recipe(path, changes)
+        return networks.make_plan(recipe, networks.model_spec(recipe.model, 10, (1, 8, 8)))
+
+    whole = [f"layer2.{block}.relu{which}" for block in (0, 1) for which in (1, 2)]
+    left = [site.name for site in plan_of(*changes) if site.kind == "relu"]
+    assert left == [*whole, "layer3.0.relu2", "layer3.1.relu2"]
+    with pytest.raises(RecipeError, match=r"stages must be of .*got 'S5'"):
+        plan_of(*changes, 'plan.culled=["S5"]')
 
 
 def test_models_are_as_published_unless_the_recipe_shapes_them(path):
@@ -348,7 +378,7 @@ def test_models_are_as_published_unless_the_recipe_shapes_them(path):
 
 
 def test_the_snl_recipe_is_section_4():
-    recipe = load_recipe("r18-c100-snl-49.9k")
+    recipe = load_recipe("snl-table2-49.9k")
     pretrain, masks, finetune = recipe.phase
     rates = [pretrain.learning_rate.at(epoch) for epoch in (0, 79, 80, 119, 120)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])

@@ -166,7 +166,8 @@ def test_a_run_killed_at_any_event_ends_in_the_same_weights(undisturbed, tmp_pat
 def train_cifar100(data_root: Path, run_dir: Path, changes: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """`deepshare train`, as a user calls it."""
     settings = [word for change in changes for word in ("--set", change)]
-    command = [sys.executable, "-m", "deepshare", "train", "r18-c100-12.9k", "--data-root", data_root, "--out", run_dir]
+    name = "deepshare-table1-12.9k"
+    command = [sys.executable, "-m", "deepshare", "train", name, "--data-root", data_root, "--out", run_dir]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     return subprocess.Popen([*command, "--resume", *settings], env=environment, stdout=subprocess.DEVNULL)
 
@@ -179,6 +180,7 @@ def test_cifar100_killed_in_the_second_epoch_of_each_phase(shared_dir, tmp_path,
     subprocess.run([sys.executable, shared_dir / "data" / "restore-cifar100", tmp_path], check=True, stdout=-3)
     width, limit = size
     changes = (f"model.width={width}", f"data.limit={limit}", "phase.*.epochs=2", "plan.budget=5000")
+    changes += ("plan.weights=ResNet18_c100_relu50k",)  # in the place of an SNL run's counts
     assert train_cifar100(tmp_path, tmp_path / "whole", changes).wait() == 0
     for phase in PHASES:
         life = train_cifar100(tmp_path, tmp_path / "killed", changes)

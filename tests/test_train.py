@@ -217,7 +217,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_pa
     with pytest.raises(RecipeError, match="resnet19"):
         train(small("demo-240", "model.name=resnet19"), run)
     with pytest.raises(data.DataError, match="cifar-100-python"):
-        train(load_recipe("r18-c100-6k"), run)
+        train(load_recipe("deepshare-table1-6k"), run)
     with pytest.raises(CheckpointError):
         train(small(), run, teacher=tmp_path / "nowhere.safetensors")
     with pytest.raises(CheckpointError, match="num_classes"):

@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 
 from deepshare import budget, models
-from deepshare.methods import snl
+from deepshare.methods import deepreduce, snl
+from deepshare.methods.relu_reuse import relu_reuse
 from deepshare.nn import SharedReLU2d
-from deepshare.plan import Plan, apply_plan
+from deepshare.plan import Plan, PlanError, apply_plan
 from deepshare.train.errors import RecipeError
 from deepshare.train.fields import plain
 from deepshare.train.plan_recipe import PlanRecipe
@@ -51,8 +52,15 @@ def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -
     that do not fit the number of sites, a plan's file that cannot be read or is for another model.
     """
     wanted = recipe.plan
+    if wanted.counts_of is not None:
+        raise RecipeError(
+            f"recipe {recipe.name}: plan.counts_of: the DReLUs per site of {wanted.counts_of} come from a run of it: "
+            f"`deepshare reproduce {recipe.name}` makes one; or give --set plan.weights_from=RUN/plan.json"
+        )
     try:
-        found = Plan.of(_create(spec), tuple(spec["input_size"]))
+        if wanted.method == "stages":
+            return stages_plan(spec, wanted.culled or (), wanted.thinned or ())
+        found = Plan.of(models.shapes_only(spec), tuple(spec["input_size"]))
         if wanted.method in ("uniform", "weights"):
             return _share(found, wanted)
         plan = found if wanted.file is None else known or Plan.load(wanted.file)
@@ -62,6 +70,26 @@ def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -
         return plan
     except (ValueError, OSError) as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
+
+
+def stages_plan(spec: dict[str, Any], culled: Sequence[str], thinned: Sequence[str]) -> Plan:
+    """Every ReLU but those of the stages `culled`, and of `thinned` the second of each two (DeepReDuce, DeepReShape).
+
+    Where the spec has ReLU-reuse, it is for the ReLUs that are left: each moves into the convolution in front of it.
+
+    Raises PlanError: no such stage; or ReLU-reuse in other convolutions than those in front of what is left.
+    """
+    size, reuse = tuple(spec["input_size"]), spec.get("reuse")
+    plain = {key: value for key, value in spec.items() if key != "reuse"}
+    model = models.shapes_only(plain)
+    plan = deepreduce.thin(plain, deepreduce.cull(plain, Plan.of(model, size), culled), thinned)
+    if reuse is None:
+        return plan
+    moved = relu_reuse(model, plan, reuse["factor"], form=reuse["form"], shortcuts=reuse["shortcuts"])
+    if set(moved.settings["layers"]) != set(reuse["layers"]):
+        wanted = ", ".join(moved.settings["layers"])
+        raise PlanError(f"model.reuse.layers: wanted those in front of the ReLUs that are left, {wanted}")
+    return moved.plan
 
 
 def _share(found: Plan, wanted: PlanRecipe) -> Plan:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from deepshare.methods.snl import SNLSettings
@@ -112,9 +113,15 @@ class Recipe:
         return to_toml(self.to_dict())
 
 
+def with_weights(recipe: Recipe, weights: Sequence[float]) -> Recipe:
+    """The recipe with `weights`, relative DReLUs per site in call order, in the place of plan.counts_of."""
+    plan = replace(recipe.plan, weights=tuple(map(float, weights)), counts_of=None)
+    return replace(recipe, plan=plan)
+
+
 def first_difference(one: Recipe, other: Recipe) -> str | None:
-    """The first key in which two recipes differ, with both values; None if they are equal."""
-    ours, theirs = _flat(one.to_dict()), _flat(other.to_dict())
+    """The first key that decides the run and differs, with both values; None if there is none."""
+    ours, theirs = (_flat(replace(recipe, published=None).to_dict()) for recipe in (one, other))
     for key in dict.fromkeys([*ours, *theirs]):
         if ours.get(key) != theirs.get(key):
             return f"{key} ({ours.get(key)!r} against {theirs.get(key)!r})"
