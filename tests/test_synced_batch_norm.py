@@ -1,65 +1,12 @@
-"""Batch norms over two ranks' images against nn.BatchNorm2d over all of them."""
+"""The twin of a network whose batch norms are synced. What synced norms compute: tests/test_distributed.py."""
 
 import pytest
 import torch
-from rank_runs import run_ranks
 from torch import Tensor, nn
 
-from deepshare.train.distributed import joined
 from deepshare.train.synced_batch_norm import SyncedBatchNorm2d, synced
 
-SHARES = ([0, 1, 2, 3, 4], [5, 6, 7])  # unequal: each image counts as much, whoever has it
-SHAPE = (8, 3, 5, 4)
-
-
-def case(dtype: torch.dtype, channels_last: bool) -> tuple[nn.BatchNorm2d, Tensor, Tensor]:
-    """A norm with a history, images whose mean is far from 0, and what their outputs are multiplied with."""
-    generator = torch.Generator().manual_seed(0)
-    norm = nn.BatchNorm2d(3).to(dtype)
-    for value, start in ((norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0), (norm.running_var, 1)):
-        value.data.copy_(start + 0.2 * torch.rand(3, generator=generator))
-    x = (3 * torch.randn(SHAPE, generator=generator) + torch.tensor([0.0, 30, -5]).view(3, 1, 1)).to(dtype)
-    factors = torch.randn(SHAPE, generator=generator).to(dtype)
-    return norm, x.contiguous(memory_format=torch.channels_last) if channels_last else x, factors
-
-
-def outcome(norm: nn.BatchNorm2d, module: nn.Module, x: Tensor, factors: Tensor) -> dict[str, Tensor]:
-    x = x.detach().requires_grad_()
-    y = module(x)
-    (y * factors).sum().backward()
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    gradients = {"dx": x.grad, "dweight": norm.weight.grad, "dbias": norm.bias.grad}
-    return {"y": y.detach(), **gradients, **{name: getattr(norm, name) for name in names}}
-
-
-def of_rank(dtype: torch.dtype, channels_last: bool) -> dict[str, Tensor]:
-    norm, x, factors = case(dtype, channels_last)
-    with joined("cpu") as ranks:
-        rows = SHARES[ranks.rank]
-        found = outcome(norm, synced(norm, torch.device("cpu")), x[rows], factors[rows])
-        return {name: value.tolist() for name, value in found.items()} | {"strides": found["y"].stride()}
-
-
-@pytest.mark.parametrize(("dtype", "channels_last"), [(torch.float32, True), (torch.float64, False)])
-def test_two_ranks_compute_what_one_norm_does_on_all_images(dtype, channels_last):
-    norm, x, factors = case(dtype, channels_last)
-    whole = outcome(norm, norm, x, factors)
-    parts = [ended.value for ended in run_ranks(2, of_rank, dtype, channels_last)]
-    # float32: 160 values a channel, their mean 10 deviations from 0; the whole norm itself is this far from float64
-    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-5, "atol": 2e-5}
-    for rank, part in enumerate(parts):
-        for name in ("y", "dx"):
-            torch.testing.assert_close(torch.tensor(part[name], dtype=dtype), whole[name][SHARES[rank]], **close)
-        for name in ("running_mean", "running_var"):
-            torch.testing.assert_close(torch.tensor(part[name], dtype=dtype), whole[name], **close)
-        assert part["num_batches_tracked"] == 1
-        assert part["strides"] == whole["y"].stride()
-    for name in ("dweight", "dbias"):
-        both = torch.tensor([part[name] for part in parts], dtype=dtype).sum(0)
-        torch.testing.assert_close(both, whole[name], **close)
-    assert [parts[0][name] for name in ("running_mean", "running_var")] == [
-        parts[1][name] for name in ("running_mean", "running_var")
-    ]
+CPU = torch.device("cpu")
 
 
 class Nested(nn.Module):
@@ -75,7 +22,7 @@ class Nested(nn.Module):
 
 def test_a_twin_shares_all_but_the_class_of_its_norms():
     model = Nested()
-    twin = synced(model, torch.device("cpu"))
+    twin = synced(model, CPU)
     assert isinstance(twin.body[1], SyncedBatchNorm2d)
     assert type(model.body[1]) is nn.BatchNorm2d
     assert twin.head is model.head
@@ -88,7 +35,21 @@ def test_a_twin_shares_all_but_the_class_of_its_norms():
     assert torch.equal(twin.eval()(x), model.eval()(x))
 
 
-def test_a_norm_without_a_moving_average_is_refused():
-    for norm in (nn.BatchNorm2d(2, momentum=None), nn.BatchNorm2d(2, track_running_stats=False)):
-        with pytest.raises(ValueError, match="moving average"):
-            synced(nn.Sequential(norm), torch.device("cpu"))
+def test_on_a_gpu_the_twin_has_torchs_own_norms():
+    model = Nested()
+    twin = synced(model, torch.device("cuda"))
+    assert isinstance(twin.body[1], nn.SyncBatchNorm)
+    assert twin.body[1].weight is model.body[1].weight
+    assert twin.body[1].running_var is model.body[1].running_var
+    assert type(model.body[1]) is nn.BatchNorm2d
+
+
+def test_a_network_without_norms_is_its_own_twin():
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert synced(model, CPU) is model
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(2, momentum=None), nn.BatchNorm2d(2, track_running_stats=False)])
+def test_a_norm_without_a_moving_average_is_refused(norm: nn.BatchNorm2d):
+    with pytest.raises(ValueError, match="moving average"):
+        synced(nn.Sequential(norm), CPU)

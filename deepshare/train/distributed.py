@@ -100,10 +100,11 @@ class Ranks:
             return model
         assert self.device is not None
         twin = synced(model, self.device) if sync_batch_norm else model
-        return DistributedDataParallel(twin, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
+        settings: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(twin, **settings)
 
     def take_buffers(self, model: nn.Module) -> None:
-        """Rank 0's floating buffers on every rank: running statistics that were not synced, so that all have one net."""
+        """Rank 0's floating buffers on every rank, where statistics were not synced: all have one network then."""
         if self.world > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose training statistics are over the default process group; nn.SyncBatchNorm refuses CPU tensors.
+    """nn.BatchNorm2d whose training statistics are over all ranks; torch's nn.SyncBatchNorm refuses CPU tensors.
 
     Statistics travel in float64, as one sum a pass: (images, images * mean, images * (var + mean^2)) forward,
     (sum g, sum g * xhat) backward. Every rank must call its layers in the same order.
@@ -111,6 +111,6 @@ def synced(model: nn.Module, device: torch.device) -> nn.Module:
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
     twin = copy.copy(model)
-    twin._modules = {name: child and synced(child, device) for name, child in model._modules.items()}
+    twin._modules = {name: None if child is None else synced(child, device) for name, child in model._modules.items()}
     twin._parameters, twin._buffers = model._parameters, model._buffers
     return twin
