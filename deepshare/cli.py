@@ -1,6 +1,7 @@
 """The command line: `deepshare doctor | count | train | criticality | compare | secure | demo | bench-report`."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -17,14 +18,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _end_on_sigterm()
     try:
         options = _parser().parse_args(arguments)
+        _check_processes(options.command)
         options.run(options)
     except KeyboardInterrupt:
         print("deepshare: interrupted", file=sys.stderr)
         return 130
     except _bad_input() as error:
-        print(f"deepshare: {error}", file=sys.stderr)
+        if not getattr(
+            error, "told_elsewhere", False
+        ):  # deepshare.train.distributed: by the first of several processes
+            print(f"deepshare: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+IN_SEVERAL_PROCESSES = ("train",)
+
+
+def _check_processes(command: str) -> None:
+    """Under torchrun every process runs the command: those that know nothing of it would write over each other."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and command not in IN_SEVERAL_PROCESSES:
+        raise ArgumentError(f"{command} is one process; torchrun starts several of {', '.join(IN_SEVERAL_PROCESSES)}")
 
 
 def _end_on_sigterm() -> None:
@@ -222,22 +236,26 @@ def _ints(flag: str, text: str) -> tuple[int, ...]:
 
 def _train(options: argparse.Namespace) -> None:
     from deepshare.train import load_recipe, recipe_names, train
+    from deepshare.train.distributed import joined
 
     if options.list:
         print("\n".join(recipe_names()))
         return
     if options.recipe is None:
         raise ArgumentError("RECIPE is missing: a recipe's name (see --list) or a TOML file")
-    recipe = load_recipe(options.recipe, options.set)
-    result = train(
-        recipe,
-        options.out or Path("runs") / recipe.name,
-        data_root=options.data_root,
-        device=options.device,
-        resume=options.resume,
-        teacher=options.teacher,
-    )
-    print(f"{result.checkpoint}: {result.plan.drelus:,} DReLUs, test accuracy {100 * result.test_accuracy:.2f} %")
+    with joined(options.device) as ranks:
+        recipe = ranks.agree(lambda: load_recipe(options.recipe, options.set))
+        result = train(
+            recipe,
+            options.out or Path("runs") / recipe.name,
+            data_root=options.data_root,
+            device=options.device,
+            resume=options.resume,
+            teacher=options.teacher,
+        )
+        if ranks.is_writer:
+            drelus, accuracy = result.plan.drelus, 100 * result.test_accuracy
+            print(f"{result.checkpoint}: {drelus:,} DReLUs, test accuracy {accuracy:.2f} %")
 
 
 def _criticality(options: argparse.Namespace) -> None:

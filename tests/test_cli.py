@@ -157,3 +157,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(models, "count_table", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["count", "resnet18"])
+
+
+def test_a_command_of_one_process_is_refused_under_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["count", "resnet18"]) == 2
+    assert "count is one process; torchrun starts several of train" in capsys.readouterr().err

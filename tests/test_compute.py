@@ -25,6 +25,17 @@ def test_a_graph_on_the_cpu_is_refused():
         ComputeRecipe(graph=True).on(CPU)
 
 
+def test_several_processes_have_no_graph():
+    assert not ComputeRecipe().on(CUDA, 2).graph
+    with pytest.raises(ValueError, match=r"compute\.graph: wanted .* for 2 processes, got true"):
+        ComputeRecipe(graph=True).on(CUDA, 2)
+
+
+def test_batch_norms_are_synced_unless_a_recipe_says_otherwise():
+    assert load_recipe("demo-240").compute.on(CPU).sync_batch_norm
+    assert not load_recipe("demo-240", ["compute.sync_batch_norm=false"]).compute.on(CPU).sync_batch_norm
+
+
 def test_a_recipe_says_how_to_compute():
     recipe = load_recipe("demo-240", ["compute.precision=bf16", "compute.channels_last=true", "compute.graph=auto"])
     assert recipe.compute == ComputeRecipe("bf16", True, "auto", False)

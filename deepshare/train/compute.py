@@ -19,6 +19,7 @@ class Compute:
     channels_last: weights and activations in NHWC order
     graph: the training step as a captured CUDA graph
     compile: the student's forward pass by torch.compile
+    sync_batch_norm: where several processes train, statistics over the whole batch
     """
 
     device: torch.device
@@ -26,6 +27,7 @@ class Compute:
     channels_last: bool
     graph: bool
     compile: bool
+    sync_batch_norm: bool = True
 
     def place(self, model: nn.Module) -> nn.Module:
         """`model` on the device and in the memory format, in place; activations take the format of the weights."""
@@ -46,24 +48,29 @@ class ComputeRecipe:
 
     precision: "bf16" autocast or "fp32"; auto is bf16 on CUDA and fp32 on the CPU
     channels_last: auto is true on CUDA and false on the CPU (docs/training.md has the measurement)
-    graph: auto is true on CUDA; on the CPU there is none, and true is refused
+    graph: auto is true on CUDA for one process; on the CPU and for several there is none, and true is refused
     compile: torch.compile of the student's forward pass
+    sync_batch_norm: of several processes, statistics over the whole batch, so that N compute what one does; without it
+        over each one's share, as if the batch were that small
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     graph: Literal["auto"] | bool = "auto"
     compile: bool = False
+    sync_batch_norm: bool = True
 
-    def on(self, device: torch.device) -> Compute:
+    def on(self, device: torch.device, processes: int = 1) -> Compute:
         """What this recipe does on `device`. Raises ValueError: a captured graph is wanted where there is none."""
-        cuda = device.type == "cuda"
-        if self.graph is True and not cuda:
-            raise ValueError(f'compute.graph: wanted "auto" or false on {device}, got true')
+        cuda, alone = device.type == "cuda", processes == 1
+        if self.graph is True and not (cuda and alone):
+            where = f"on {device}" if alone else f"for {processes} processes"
+            raise ValueError(f'compute.graph: wanted "auto" or false {where}, got true')
         return Compute(
             device,
             bf16=cuda if self.precision == "auto" else self.precision == "bf16",
             channels_last=cuda if self.channels_last == "auto" else self.channels_last,
-            graph=cuda if self.graph == "auto" else self.graph,
+            graph=cuda and alone if self.graph == "auto" else self.graph,
             compile=self.compile,
+            sync_batch_norm=self.sync_batch_norm,
         )

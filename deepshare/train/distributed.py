@@ -1,6 +1,7 @@
 """Several processes that train one network, as torchrun starts them (docs/training.md, "Several processes")."""
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,11 +65,15 @@ class Ranks:
             result = work()
         except Exception as caught:
             error = caught
-        told = self._gather(None if error is None else (type(error), str(error)))
+        told = self._gather(None if error is None else _in_parts(error))
         first = next((rank for rank, said in enumerate(told) if said is not None), None)
         if first is None:
             return result
-        raise self._to_tell(error if first == self.rank and error else _again(*told[first]))
+        if error is None or first != self.rank:
+            error = _again(*told[first])
+        if not self.is_writer:
+            error.told_elsewhere = True  # type: ignore[attr-defined]
+        raise error
 
     def from_writer(self, work: Callable[[], T]) -> T:
         """`work()` of rank 0, a value that pickles, on every rank; an error of it too. The others wait for it."""
@@ -125,27 +130,28 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def _to_tell(self, error: Exception) -> Exception:
-        if not self.is_writer:
-            error.told_elsewhere = True  # type: ignore[attr-defined]
-        return error
-
 
 def is_told_elsewhere(error: BaseException) -> bool:
     """Whether rank 0 has this error too and tells it."""
     return getattr(error, "told_elsewhere", False)
 
 
-def _again(kind: type[Exception], text: str) -> Exception:
+def _in_parts(error: Exception) -> tuple[type[Exception], str, Any, dict[str, Any]]:
+    """What `_again` makes the error from: (its class, its text, its arguments, its attributes)."""
+    parts = type(error), str(error), error.args, vars(error)
     try:
-        return kind(text)
-    except TypeError:  # an error that is not made from a text
-        return TrainingError(f"{kind.__name__}: {text}")
+        pickle.dumps(parts)
+    except Exception:  # an argument or attribute that cannot travel
+        return TrainingError, f"{type(error).__name__}: {error}", (f"{type(error).__name__}: {error}",), {}
+    return parts
 
 
-def under_torchrun() -> bool:
-    """Whether this process is one of several."""
-    return _environment(os.environ)["WORLD_SIZE"] > 1
+def _again(kind: type[Exception], text: str, arguments: Any, attributes: dict[str, Any]) -> Exception:
+    """An error like the one of another rank, without a call of its class, which may want other arguments."""
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    vars(error).update(attributes)
+    return error if str(error) == text else TrainingError(f"{kind.__name__}: {text}")
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, int]:
