@@ -290,7 +290,7 @@ def test_a_missing_matplotlib_is_said_before_anything_is_trained(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["compare", str(recipe_file), "--out", str(tmp_path / "run")]) == 2
-    assert "the picture needs matplotlib" in capsys.readouterr().err
+    assert "the pictures need matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

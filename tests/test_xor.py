@@ -1,99 +1,115 @@
-"""examples/xor.py: the constructive solution is exact, a short run works, the figures of a whole one hold (slow)."""
+"""The checkerboard with one gate: eq. 4 is exact, networks of one call share nothing, the methods part."""
 
-import importlib.util
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
-from deepshare import SharedReLU2d
+from deepshare.analysis import xor
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "xor.py"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(scope="module")
-def xor():
-    spec = importlib.util.spec_from_file_location("xor_example", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as main() does: the tensors hold a few hundred numbers
-    yield module
-    torch.set_num_threads(threads)
-    del sys.modules[spec.name]
+SHARED, RELU, SNL, WITHOUT = xor.METHODS
 
 
-def test_equation_4_solves_it_with_one_gate(xor):
-    # W1 = identity, alpha_2 = -2, beta_2 = 1, output: the replicate
-    act = SharedReLU2d(2, 1)
-    assert act.prototypes == 1
+def test_the_example_shows_equation_4(capsys: pytest.CaptureFixture[str]):
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "examples" / "xor.py"))
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert last == "400 of 400 points are right, with one gate"
+    assert rows == [" ".join("....." + "#####")] * 5 + [" ".join("#####" + ".....")] * 5
+
+
+def constructed(networks: xor.Networks, method: int, seed: int) -> None:
+    """Eq. 4's weights in one of the networks."""
     with torch.no_grad():
-        act.alpha[1], act.beta[1] = -2.0, 1.0
-    points = xor.grid(200)
-    output = act(points.reshape(-1, 2, 1, 1))[:, 1, 0, 0]
-    assert torch.equal((output > 0).float(), xor.labels_of(points))
-    assert torch.equal(output, -points[:, 0].sign() * points[:, 1])
+        networks.weight_1[method, :, seed] = torch.tensor([1.0, 0.0])
+        networks.weight_2[method, :, seed] = torch.tensor([0.0, 1.0])
+        networks.bias[method, :, seed] = 0
+        networks.alpha[method, 1, seed], networks.beta[method, 1, seed] = -2.0, 1.0
+        networks.out[method, :, seed] = torch.tensor([0.0, 1.0])
+        networks.out_bias[method, seed] = 0
 
 
-def test_the_example_holds_the_constructive_solution(xor):
-    kind = xor.Kind("constructed", ((1.0, 0.0), (-2.0, 1.0)))
-    networks = xor.Networks(kind, [0, 1])
-    assert networks.channel_map.prototypes == 2  # one gate for each of two networks
-    with torch.no_grad():
-        networks.first.copy_(torch.eye(2).expand(2, 2, 2))
-        networks.second.copy_(torch.tensor([[0.0], [1.0]]).expand(2, 2, 1))
-        networks.first_bias.zero_()
-        networks.second_bias.zero_()
-    assert xor.accuracies(networks) == [1.0, 1.0]
+def test_the_networks_hold_the_constructive_solution():
+    networks = xor.Networks(xor.METHODS, [0, 1, 2])
+    constructed(networks, 3, 1)
+    accuracies = networks.accuracies()
+    assert accuracies[3, 1] == 1
+    assert (accuracies == 1).sum() == 1
+    points = xor.grid(20)
+    expected = -points[:, 0].sign() * points[:, 1]
+    assert torch.equal(networks.decide(20)[:, 3, 1], expected)
 
 
-def test_networks_of_other_seeds_share_nothing(xor):
-    # the second of three networks is the one of its seed alone, gates and gradients included
-    three, one = xor.Networks(xor.KINDS[2], [3, 4, 5]), xor.Networks(xor.KINDS[2], [4])
-    points = torch.randn(3, 9, 2)
-    for soft in (0, 1, 2):
-        together, alone = three(points, soft), one(points[1:2], soft)
-        torch.testing.assert_close(together[1], alone[0])
-        gradient = torch.autograd.grad(together.square().sum(), three.first)[0]
-        torch.testing.assert_close(gradient[1], torch.autograd.grad(alone.square().sum(), one.first)[0][0])
+def test_each_method_is_the_network_it_says():
+    networks = xor.Networks(xor.METHODS, [7])
+    points = torch.randn(50, 1, 2)
+    hard = networks(points)[..., 0]
+
+    def hidden(method: int) -> torch.Tensor:
+        first = torch.stack([networks.weight_1[method, :, 0], networks.weight_2[method, :, 0]])
+        return points[:, 0] @ first + networks.bias[method, :, 0]
+
+    for method in range(4):
+        h, out = hidden(method), networks.out[method, :, 0]
+        gate = (h[:, :1] >= 0).float()
+        second = {"one ReLU neuron": 0 * h[:, 1], SNL.name: h[:, 1]}.get(xor.METHODS[method].name, h[:, 1] * gate[:, 0])
+        wanted = h[:, 0].relu() * out[0] + second * out[1] + networks.out_bias[method, 0]
+        torch.testing.assert_close(hard[:, method], wanted)
 
 
-def test_the_gates_turn_hard_replicates_first(xor):
-    steps = [xor.soft_neurons_at(xor.KINDS[2], epoch / 300) for epoch in range(300)]
-    assert (steps[0], steps[-1]) == (2, 0)
+def test_the_soft_gates_are_those_of_the_gelu_phase_alone():
+    networks, points = xor.Networks(xor.METHODS, [0, 1]), torch.randn(30, 2, 2)
+    hard, one, both = (networks(points, soft, 2.0) for soft in (0, 1, 2))
+    assert not torch.equal(hard[:, 0], one[:, 0])
+    assert not torch.equal(one[:, 0], both[:, 0])
+    assert torch.equal(hard[:, 1:], both[:, 1:])
+    (gradient,) = torch.autograd.grad(both[:, 0].sum(), networks.weight_1)
+    assert (gradient[1:] == 0).all()
+
+
+def test_a_network_does_not_know_who_trains_beside_it():
+    together = xor.train(xor.METHODS, [3, 4, 5], 8)
+    alone = xor.train(xor.METHODS[:1], [4], 8)
+    for name, value in alone.named_parameters():
+        torch.testing.assert_close(together.get_parameter(name)[:1, ..., 1:2], value, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_learned_stays():
+    networks = xor.train(xor.METHODS, [0, 1], 4)
+    for place, method in enumerate(xor.METHODS):
+        alpha, beta = torch.tensor(method.affine).unbind(1)
+        kept = torch.equal(networks.alpha[place, :, 0], alpha) and torch.equal(networks.beta[place, :, 1], beta)
+        assert kept is not method.learns_affine
+    assert (networks.out[1, 1] == 0).all()
+    assert (networks.out[[0, 2, 3], 1] != 0).all()
+
+
+def test_the_gates_turn_hard_replicates_first():
+    schedule = xor.Schedule()
+    steps = [schedule.soft_neurons(epoch / 370) for epoch in range(370)]
+    assert [steps.count(soft) for soft in (2, 1, 0)] == [100, 150, 120]  # Table 7
     assert steps == sorted(steps, reverse=True)
-    assert {xor.soft_neurons_at(xor.KINDS[3], epoch / 300) for epoch in range(300)} == {0}
 
 
-def test_a_short_run_prints_and_draws(xor, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "xor.png"
-    xor.main(["--epochs", "3", "--seeds", "2", "--out", str(picture)])
-    printed = capsys.readouterr().out.splitlines()
-    assert [line[:36].strip() for line in printed[:4]] == [kind.name for kind in xor.KINDS]
-    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert sorted(tmp_path.iterdir()) == [picture]
+def test_the_order_of_methods_is_checked():
+    with pytest.raises(ValueError, match="GELU phase must come first"):
+        xor.train(xor.METHODS[::-1], [0], 1)
 
 
-def test_a_fifth_of_the_run_solves_one_seed(xor):
-    # 60 of 300 epochs; a network without gate sharing stays below 5/6
-    (accuracy,) = xor.accuracies(xor.train(xor.KINDS[2], [2], 60))
-    assert accuracy > 0.9
+def test_training_repeats_and_measures():
+    first, second = (xor.measure([0, 1], 3, side=10) for _ in range(2))
+    assert first == second
+    assert [row["name"] for row in first["methods"]] == [method.name for method in xor.METHODS]
+    for row in first["methods"]:
+        assert (len(row["accuracies"]), len(row["decision"])) == (2, 100)
+        assert row["best_seed"] == row["accuracies"].index(max(row["accuracies"]))
+        assert row["solved"] == sum(accuracy > first["solved_above"] for accuracy in row["accuracies"])
 
 
-def test_training_repeats(xor):
-    first, second = (xor.train(xor.KINDS[2], [0, 1], 3) for _ in range(2))
-    for ours, again in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(ours, again)
-
-
-@pytest.mark.slow
-def test_only_the_gelu_phase_finds_it(xor):
-    relu, snl, shared, without = (xor.accuracies(xor.train(kind, range(xor.SEEDS), xor.EPOCHS)) for kind in xor.KINDS)
-    assert sum(accuracy > 0.96 for accuracy in shared) >= 4
-    assert not any(accuracy > 0.96 for accuracy in without)  # the same line: solved or not
-    # a strip along the diagonal is right on 5/6 of the square at most, a half plane across it on 2/3
-    assert max(snl) < 5 / 6 + 0.01
-    assert max(relu) < 2 / 3 + 0.01
+def test_a_fiftieth_of_the_run_already_parts_the_methods():
+    accuracies = xor.train(xor.METHODS, range(4), 100).accuracies()
+    assert accuracies[0].max() > xor.SOLVED
+    assert accuracies[1].max() < 2 / 3 + 0.01  # a half plane
+    assert accuracies[2].max() < 5 / 6 + 0.01  # a strip along the diagonal

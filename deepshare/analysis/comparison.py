@@ -1,11 +1,12 @@
 """One table and one picture of networks compared at their DReLU counts."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepshare.analysis.drawing import COLOURS, new_figure, png, styled
+from deepshare.analysis.pareto import Point, Series, draw
 from deepshare.files import write_whole
 from deepshare.text_table import markdown
 
@@ -65,39 +66,29 @@ def _setting(result: NetworkResult) -> tuple[str, str]:
     return result.secure.engine.partition(" ")[0].rstrip(","), result.secure.weights
 
 
-_COLOURS = ("#c0562f", "#5b4a8a", "#e0a030", "#30885a")
-
-
+@styled
 def plot_comparison(results: Sequence[NetworkResult], path: Path) -> Path:
     """PNG: accuracy (left) and secure latency, one line per engine and weights setting (right), over DReLUs.
 
     Raises:
         ImportError: matplotlib is missing (`pip install 'deepshare[demo]'`).
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    figure, ((left, right),) = new_figure(10, 4, 1, 2)
     settings = list(dict.fromkeys(_setting(result) for result in results))
     ordered = sorted(results, key=lambda result: result.secure.drelus)
-    accuracies = [100 * result.accuracy for result in ordered]
     first = [result for result in ordered if _setting(result) == settings[0]]
-    left.plot([r.secure.drelus for r in first], [100 * r.accuracy for r in first], "o-", color="#1f6f8b")
-    left.set(ylabel="test accuracy [%]", title="Accuracy", ylim=(max(0, min(accuracies) - 3), 100))
-    for setting, colour in zip(settings, _COLOURS, strict=False):
+    points = tuple(Point(result.secure.drelus, (100 * result.accuracy,)) for result in first)
+    draw(left, [Series("accuracy", points)])
+    left.set(title="Accuracy", ylim=(max(0, min(100 * result.accuracy for result in ordered) - 3), 100))
+    for setting, colour in zip(settings, COLOURS, strict=False):
         secure = [result.secure for result in ordered if _setting(result) == setting]
-        points = [s.drelus for s in secure], [s.seconds_online for s in secure]
-        right.plot(*points, "o-", color=colour, label=f"{setting[0]}, weights {setting[1]}")
+        latencies = [s.drelus for s in secure], [s.seconds_online for s in secure]
+        right.plot(*latencies, "o-", color=colour, label=f"{setting[0]}, weights {setting[1]}")
     right.set(ylabel="seconds an inference", yscale="log", title="Two-party inference, one machine")
     right.legend()
     for axes in (left, right):
         _label_networks(axes, first)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    pyplot.close(figure)
-    return write_whole(path, picture.getvalue())
+    return write_whole(path, png(figure))
 
 
 def _label_networks(axes: Any, results: Sequence[NetworkResult]) -> None:
@@ -106,4 +97,3 @@ def _label_networks(axes: Any, results: Sequence[NetworkResult]) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xticks([r.secure.drelus for r in results], [f"{r.secure.drelus:,}\n{r.name}" for r in results])
     axes.margins(x=0.15)
-    axes.grid(alpha=0.3)

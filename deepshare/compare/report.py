@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from deepshare.analysis.drawing import MISSING, can_draw, literal, new_figure, png, styled
+from deepshare.analysis.pareto import Point, Series, draw, legend
 from deepshare.compare.published import Published, published_results
 from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.compare.run import Result
+from deepshare.compare.series import series_of
 from deepshare.files import write_whole
 from deepshare.text_table import markdown
 
@@ -20,7 +21,6 @@ _HEADER = (
     *("seeds", "epochs", "minutes"),
 )
 SHIFT = 0.02  # of one method's points against the next one's: where counts are equal, bars would cover one another
-_COLOURS = ("#1f6f8b", "#c0562f", "#5b4a8a", "#3f7d3a", "#8a6d1f", "#7a2f57")
 
 
 def table(results: Sequence[Result]) -> str:
@@ -88,8 +88,8 @@ def _published(recipe: CompareRecipe) -> list[Published]:
 
 def check_can_plot() -> None:
     """Raises CompareError: matplotlib is missing. Asked before hours of training."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CompareError("the picture needs matplotlib, which is missing: pip install 'deepshare[demo]'")
+    if not can_draw():
+        raise CompareError(MISSING)
 
 
 def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Path:
@@ -98,51 +98,31 @@ def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Pat
     return write_whole(folder / "report.md", report(recipe, results, "pareto.png"))
 
 
+@styled
 def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
     """PNG: test accuracy over DReLUs, a line per method, the all-ReLU network as a level.
 
     Raises ImportError: matplotlib is missing.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for row in (known := _published(recipe)):
-        axes.plot(1000 * row.relus_k, row.accuracy, ".", color="0.75", zorder=1)
-        axes.annotate(row.method, (1000 * row.relus_k, row.accuracy), fontsize=5, color="0.6")
+    figure, ((axes,),) = new_figure(7, 5)
     methods = list(dict.fromkeys(result.method for result in results if result.method != ALL_RELU))
-    for place, method in enumerate(methods):
-        found = [group for group in groups(results) if group[0].method == method]
-        _draw(axes, method, found, _COLOURS[place % len(_COLOURS)], 1 + SHIFT * (place - (len(methods) - 1) / 2))
+    found = {method: [group for group in groups(results) if group[0].method == method] for method in methods}
+    ours = [Series(method, _points(found[method])) for method in methods]
+    known = _published(recipe)
+    draw(axes, ours, series_of(known), shift=SHIFT)
     _draw_level(axes, [result for result in results if result.method == ALL_RELU])
-    if known:
-        axes.plot([], [], ".", color="0.75", label="published")
-    axes.set(xscale="log", xlabel="DReLUs", ylabel="test accuracy [%]", title=_literal(recipe.name))
-    axes.set_xticks([], minor=True)
-    axes.set_xticks(recipe.budgets, [f"{budget:,}" for budget in recipe.budgets])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    pyplot.close(figure)
-    return write_whole(path, picture.getvalue())
+    axes.set(title=literal(recipe.name))
+    if not known:
+        axes.set_xticks(recipe.budgets, [f"{budget:,}" for budget in recipe.budgets])
+    legend(figure)
+    return write_whole(path, png(figure))
 
 
-def _literal(text: str) -> str:
-    """matplotlib sets what stands between two $ as a formula."""
-    return text.replace("$", r"\$")
-
-
-def _draw(axes: Any, method: str, found: list[list[Result]], colour: str, shift: float) -> None:
-    found = sorted(found, key=lambda group: fmean(result.drelus for result in group))
-    x = [shift * fmean(result.drelus for result in group) for group in found]
-    percent = [[100 * result.test_accuracy for result in group] for group in found]
-    means = [fmean(values) for values in percent]
-    below = [mean - min(values) for mean, values in zip(means, percent, strict=True)]
-    above = [max(values) - mean for mean, values in zip(means, percent, strict=True)]
-    axes.errorbar(x, means, yerr=[below, above], fmt="o-", color=colour, capsize=3, label=_literal(method), zorder=2)
+def _points(found: list[list[Result]]) -> tuple[Point, ...]:
+    return tuple(
+        Point(fmean(result.drelus for result in group), tuple(100 * result.test_accuracy for result in group))
+        for group in found
+    )
 
 
 def _draw_level(axes: Any, results: list[Result]) -> None:
