@@ -1,6 +1,7 @@
 """The checkerboard with one gate: eq. 4 is exact, networks of one call share nothing, the methods part."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,11 +102,15 @@ def test_the_order_of_methods_is_checked():
 def test_training_repeats_and_measures():
     first, second = (xor.measure([0, 1], 3, side=10) for _ in range(2))
     assert first == second
-    assert [row["name"] for row in first["methods"]] == [method.name for method in xor.METHODS]
-    for row in first["methods"]:
-        assert (len(row["accuracies"]), len(row["decision"])) == (2, 100)
-        assert row["best_seed"] == row["accuracies"].index(max(row["accuracies"]))
-        assert row["solved"] == sum(accuracy > first["solved_above"] for accuracy in row["accuracies"])
+    first.check()
+    for method in first.methods:
+        assert method.best_seed == method.accuracies.index(max(method.accuracies))
+        assert method.solved == sum(accuracy > first.solved_above for accuracy in method.accuracies)
+    with pytest.raises(ValueError, match=r"wanted \(2, 100\) accuracies and decisions, got \(2, 99\)"):
+        cut = replace(first.methods[0], decision=first.methods[0].decision[1:])
+        replace(first, methods=(cut, *first.methods[1:])).check()
+    with pytest.raises(ValueError, match="methods: wanted DeepShare with"):
+        replace(first, methods=first.methods[:1]).check()
 
 
 def test_a_fiftieth_of_the_run_already_parts_the_methods():

@@ -10,8 +10,7 @@ call of `shared_relu`: a network is two channels, and both take the gate of the 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +165,48 @@ def train(
     return networks
 
 
+@dataclass(frozen=True)
+class Trained:
+    """One method's networks.
+
+    accuracies: by seed, shares of the square; solved: seeds above SOLVED; decision: sigmoid(logit) of the best seed's
+    network on `grid(side)`, to 3 digits
+    """
+
+    name: str
+    accuracies: tuple[float, ...]
+    solved: int
+    best_seed: int
+    decision: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found, with its settings: plain values, for a file."""
+
+    points: int
+    batch: int
+    learning_rate: float
+    epochs: int
+    gamma: float
+    gelu: float
+    switch: float
+    seeds: tuple[int, ...]
+    solved_above: float
+    side: int
+    methods: tuple[Trained, ...]
+
+    def check(self) -> None:
+        """Raises ValueError: a method is missing, or has not an accuracy a seed and a decision a point."""
+        names = [method.name for method in self.methods]
+        if names != [method.name for method in METHODS]:
+            raise ValueError(f"methods: wanted {', '.join(method.name for method in METHODS)}; got {', '.join(names)}")
+        for method in self.methods:
+            got = len(method.accuracies), len(method.decision)
+            if got != (wanted := (len(self.seeds), self.side**2)):
+                raise ValueError(f"{method.name}: wanted {wanted} accuracies and decisions, got {got}")
+
+
 def measure(
     seeds: Sequence[int],
     epochs: int = EPOCHS,
@@ -173,26 +214,18 @@ def measure(
     schedule: Schedule = Schedule(),
     side: int = 60,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Train every method and seed; JSON-ready: settings, accuracies by method and seed, a coarse decision function.
-
-    `decision` is sigmoid(logit) of the method's best seed on `grid(side)`, to 3 digits.
-    """
+) -> Measured:
+    """Train every method with every seed; settings, accuracies, and a coarse decision function."""
     networks = train(METHODS, seeds, epochs, schedule=schedule, say=say)
     accuracies, share = networks.accuracies(), torch.sigmoid(networks.decide(side))
     methods = []
     for place, method in enumerate(METHODS):
         best = int(accuracies[place].argmax())
-        row = {
-            "name": method.name,
-            "accuracies": [round(value, 4) for value in accuracies[place].tolist()],
-            "solved": int((accuracies[place] > SOLVED).sum()),
-            "best_seed": seeds[best],
-            "decision": [round(value, 3) for value in share[:, place, best].tolist()],
-        }
-        methods.append(row)
-    settings = {"points": POINTS, "batch": BATCH, "learning_rate": LEARNING_RATE, "epochs": epochs, **asdict(schedule)}
-    return {**settings, "seeds": list(seeds), "solved_above": SOLVED, "side": side, "methods": methods}
+        reached = tuple(round(value, 4) for value in accuracies[place].tolist())
+        decision = tuple(round(value, 3) for value in share[:, place, best].tolist())
+        methods.append(Trained(method.name, reached, sum(v > SOLVED for v in reached), seeds[best], decision))
+    settings = (POINTS, BATCH, LEARNING_RATE, epochs, schedule.gamma, schedule.gelu, schedule.switch)
+    return Measured(*settings, tuple(seeds), SOLVED, side, tuple(methods))
 
 
 def _step(networks: Networks, points: Tensor, labels: Tensor, soft: int, gamma: float) -> None:
