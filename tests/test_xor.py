@@ -106,8 +106,8 @@ def test_training_repeats_and_measures():
     for method in first.methods:
         assert method.best_seed == method.accuracies.index(max(method.accuracies))
         assert method.solved == sum(accuracy > first.solved_above for accuracy in method.accuracies)
+    cut = replace(first.methods[0], decision=first.methods[0].decision[1:])
     with pytest.raises(ValueError, match=r"wanted \(2, 100\) accuracies and decisions, got \(2, 99\)"):
-        cut = replace(first.methods[0], decision=first.methods[0].decision[1:])
         replace(first, methods=(cut, *first.methods[1:])).check()
     with pytest.raises(ValueError, match="methods: wanted DeepShare with"):
         replace(first, methods=first.methods[:1]).check()
