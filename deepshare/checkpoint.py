@@ -22,6 +22,7 @@ _SHAPE = {
     "blocks": list,
     "rho": float,
     "reuse": dict,
+    "channels": list,
 }  # optional: absent or None means as published
 
 
@@ -36,7 +37,7 @@ class Checkpoint:
     Attributes:
         model: with the plan's activations and the saved weights, on the CPU, in eval mode.
         spec: `models.create`'s arguments (`name`, `num_classes`, `width`, `stem_relu`, `in_channels`; `multipliers`,
-            `blocks`, `rho`, `reuse` where they are not as published), and `input_size`, sizes as lists.
+            `blocks`, `rho`, `reuse`, `channels` where they are not as published), and `input_size`, sizes as lists.
         plan: what stands at its sites.
         recipe, metrics: as they were given to `save_checkpoint`.
     """
@@ -115,7 +116,7 @@ def _checked_spec(here: str, spec: Any) -> dict[str, Any]:
         )
     spec = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
     if spec.get("width") is None and models.is_name(str(spec["name"])):
-        spec["width"] = models.default_width(spec["name"])
+        spec["width"] = models.width_of(spec)
     shape = {key: kind for key, kind in _SHAPE.items() if spec.get(key) is not None}
     if type(spec.get("rho")) is int:
         spec["rho"] = float(spec["rho"])

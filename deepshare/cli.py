@@ -100,6 +100,7 @@ def _add_count(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--width", type=int, help="channels of the first convolution (default as published)")
     command.add_argument("--stem-relu", action="store_true", default=None, help="count a ReLU after the stem")
     command.add_argument("--multipliers", metavar="A,B,C", help="channels of each further stage, as a factor")
+    command.add_argument("--channels", metavar="A,B,...", help="channels of each stage, in place of the two above")
     command.add_argument("--blocks", metavar="N,N,...", help="blocks per stage")
     command.add_argument("--cost", action="store_true", help="also FLOPs and parameters, by site and by stage")
     command.add_argument("--rho", type=float, help="0.5: feature maps of half the height and width")
@@ -215,13 +216,13 @@ def _print_cost(spec: dict[str, Any], size: tuple[int, ...], plan: "Plan | None"
         print(f"All ReLUs, {models.convention(stem_relu, spec['name'])}: {found.relus:,}.")
 
 
-_MODEL_SETTINGS = ("width", "stem_relu", "multipliers", "blocks", "rho")
+_MODEL_SETTINGS = ("width", "stem_relu", "multipliers", "channels", "blocks", "rho")
 
 
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     """`models.create`'s settings of those options that were given."""
     given = {name: getattr(options, name) for name in _MODEL_SETTINGS if getattr(options, name) is not None}
-    for name in ("multipliers", "blocks"):
+    for name in ("multipliers", "channels", "blocks"):
         if name in given:
             given[name] = _ints(f"--{name}", given[name])
     return given

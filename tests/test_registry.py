@@ -261,6 +261,20 @@ def test_shaped_networks_survive_a_checkpoint(tmp_path):
     assert load_checkpoint(again).spec == loaded.spec
 
 
+def test_stages_may_have_any_channels(tmp_path):
+    spec = {"name": "resnet18", "num_classes": 3, "stem_relu": False, "in_channels": 3, "input_size": [3, 16, 16]}
+    shape = {"channels": (1, 3, 30, 5), "blocks": (1, 2, 1, 1)}
+    plan = Plan.of(models.shapes_only({**spec, **shape}), (3, 16, 16))
+    assert [site.channels for site in plan] == [1] * 2 + [3] * 4 + [30] * 2 + [5] * 2
+    model = models.create(**{k: v for k, v in spec.items() if k != "input_size"}, **shape)
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "x", model, {**spec, **shape}, plan))
+    assert loaded.spec == {**spec, "width": 1, "channels": [1, 3, 30, 5], "blocks": [1, 2, 1, 1]}
+    assert torch.equal(loaded.model(IMAGES[..., :16, :16]), model.eval()(IMAGES[..., :16, :16]))
+    assert models.width_of({**spec, **shape}) == 1
+    with pytest.raises(ValueError, match=r"models.shape_of: .*got channels \(1, 3, 30, 5\)"):
+        models.shape_of({**spec, **shape})
+
+
 def test_a_checkpoint_fills_in_the_published_width(tmp_path):
     model = models.create("resnet20", num_classes=2, in_channels=1)
     spec = {"name": "resnet20", "num_classes": 2, "stem_relu": False, "in_channels": 1, "input_size": [1, 8, 8]}
@@ -275,6 +289,12 @@ def test_a_checkpoint_fills_in_the_published_width(tmp_path):
         ("resnet18", {"multipliers": (2, 0, 2)}, r"multipliers must be an int in 1\.\.64 \(got 0\)"),
         ("resnet18", {"multipliers": 2}, "multipliers must be 3 ints"),
         ("resnet18", {"multipliers": (64, 64, 64)}, "give more than 262144 channels"),
+        ("resnet18", {"channels": (2, 2, 3)}, r"channels must be 4 ints \(got \(2, 2, 3\)\)"),
+        ("resnet18", {"channels": (2, 2, 3, 0)}, r"channels must be an int in 1\.\.262144 \(got 0\)"),
+        ("resnet18", {"channels": (2, 2, 3, 4), "width": 3}, r"width must be the first of channels .2, 2, 3, 4. .got 3"),
+        ("resnet18", {"channels": (2, 2, 3, 4), "multipliers": (2, 2, 2)}, "multipliers must not be given beside"),
+        ("hrn-5x5x3x", {"channels": (2, 2, 3, 4)}, "channels must not be given for hrn-5x5x3x"),
+        ("wrn-22-8", {"channels": (2, 2, 3)}, "channels must not be given for wrn-22-8"),
         ("resnet56", {"blocks": (9, 9, True)}, r"blocks must be an int in 1\.\.256 \(got True\)"),
         ("resnet18", {"rho": 0.25}, r"rho must be 1 or 0.5 \(got 0.25\)"),
         ("resnet18", {"rho": True}, "rho must be 1 or 0.5"),
@@ -326,6 +346,8 @@ def test_the_command_takes_shapes(capsys: pytest.CaptureFixture[str]):
     assert printed.startswith("resnet18, width 16, multipliers 4-4-4, blocks 2-2-2-2: stem ReLU counted")
     assert cli.main(["count", "resnet18", "--rho", "0.5"]) == 0
     assert "rho 0.5" in capsys.readouterr().out
+    assert cli.main(["count", "resnet18", "--channels", "1,3,30,143"]) == 0
+    assert "channels 1-3-30-143" in capsys.readouterr().out
     assert cli.main(["count", "--list"]) == 0
     assert capsys.readouterr().out.split() == [*models.names(), "wrn-D-K", "hrn-AxBxCx", "hrn34-AxBxCx"]
     for flags, message in ((["resnet18", "--blocks", "2;2"], "--blocks must be ints"), ([], "MODEL is missing")):

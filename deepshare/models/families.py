@@ -48,6 +48,7 @@ class Family:
         stem: which ReLU `stem_relu` is about: "stem", "last" (behind the last batch norm) or "none".
         named: whether the name itself states the multipliers.
         factor: channels of the first stage over `width`.
+        free: whether the stages may have any channels (`models.create`'s `channels`).
     """
 
     width: int
@@ -58,6 +59,7 @@ class Family:
     stem: str = "stem"
     named: bool = False
     factor: int = 1
+    free: bool = False
 
     def channels(self, width: int, multipliers: Sequence[int]) -> int:
         """Channels of the widest stage, for a family whose shape may be changed."""
@@ -94,7 +96,7 @@ def _resnet(
     def build(blocks: tuple[int, ...], **settings: Any) -> nn.Module:
         return ResNet(blocks, convs=convs, **settings)
 
-    return Family(width, len(blocks), build, multipliers, blocks, named=named)
+    return Family(width, len(blocks), build, multipliers, blocks, named=named, free=not named)
 
 
 def _wide(depth: int, factor: int) -> Family:

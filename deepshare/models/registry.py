@@ -42,16 +42,21 @@ def default_width(name: str) -> int:
 def width_of(spec: Mapping[str, Any]) -> int:
     """Channels of the first convolution: the spec's, or as published. Raises ValueError for an unknown name."""
     check_is_spec("models.width_of", spec)
-    return spec.get("width") or default_width(str(spec.get("name")))
+    channels = spec.get("channels")
+    first = channels[0] if isinstance(channels, list | tuple) and channels else None
+    return spec.get("width") or first or default_width(str(spec.get("name")))
 
 
 def shape_of(spec: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(blocks per stage, channel factors from stage to stage) of a spec. Raises ValueError where they are fixed."""
+    """(blocks per stage, channel factors from stage to stage) of a spec. Raises ValueError where they are fixed, or
+    where the spec has channels of each stage."""
     check_is_spec("models.shape_of", spec)
     name = spec["name"]
     family = family_of(name) if isinstance(name, str) else None
     if family is None or family.blocks is None or family.multipliers is None:
         raise ValueError(f"models.shape_of: the network must be a ResNet, WideResNet or HybReNet (got {name!r:.80})")
+    if spec.get("channels"):
+        raise ValueError(f"models.shape_of: the network must have factors (got channels {tuple(spec['channels'])})")
     return tuple(spec.get("blocks") or family.blocks), tuple(spec.get("multipliers") or family.multipliers)
 
 
@@ -66,6 +71,7 @@ def create(
     blocks: Sequence[int] | None = None,
     rho: float = 1.0,
     reuse: Mapping[str, Any] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> nn.Module:
     """A freshly initialised model, every activation an nn.ReLU.
 
@@ -81,19 +87,23 @@ def create(
         blocks: per stage; ResNets and WideResNets.
         rho: 1, or 0.5 for feature maps of half the height and width (DeepReDuce, section 3.3).
         reuse: convolutions in groups of which one has ReLUs (DeepReShape, section 4.2): `reuse.with_reuse`'s settings.
+        channels: of each stage, any numbers, in place of width (which is the first of them) and multipliers; ResNets.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones), or a setting that is no int from 1 to its limit,
-            of another length than the network has stages, not 1 or 0.5, not to be changed in this family, or (`reuse`)
-            for layers that the network does not have or that cannot be split.
+            of another length than the network has stages, not 1 or 0.5, not to be changed in this family, at odds with
+            another, or (`reuse`) for layers that the network does not have or that cannot be split.
     """
     family = _family(name)
-    width = family.width if width is None else width
+    free = None if channels is None else _channels(name, family, channels, width, multipliers)
+    width = (family.width if free is None else free[0]) if width is None else width
     for argument, value in (("num_classes", num_classes), ("width", width), ("in_channels", in_channels)):
         _check_int(argument, value, _MOST[argument])
     if isinstance(rho, bool) or rho not in RHOS:
         raise ValueError(f"models.create: rho must be 1 or 0.5 (got {rho!r:.80})")
-    shape = _shape(name, family, width, multipliers, blocks)
+    shape: dict[str, Any] = dict(_shape(name, family, width, multipliers, blocks))
+    if free is not None:
+        shape["channels"] = free
     model = family.build(
         num_classes=num_classes,
         width=width,
@@ -136,6 +146,20 @@ def _shape(
     return {"multipliers": factors, "blocks": _checked_tuple("blocks", blocks, family.blocks, _MOST_BLOCKS)}
 
 
+def _channels(
+    name: str, family: Family, channels: Sequence[int], width: int | None, multipliers: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The checked `channels`."""
+    if not family.free:
+        raise ValueError(f"models.create: channels must not be given for {name} (got {channels!r:.80})")
+    if multipliers is not None:
+        raise ValueError(f"models.create: multipliers must not be given beside channels (got {multipliers!r:.80})")
+    found = _checked_tuple("channels", channels, (0,) * family.stages, _MOST_CHANNELS)
+    if width not in (None, found[0]):
+        raise ValueError(f"models.create: width must be the first of channels {found} (got {width!r:.80})")
+    return found
+
+
 def _checked_tuple(
     argument: str, given: Sequence[int] | None, published: tuple[int, ...], most: int
 ) -> tuple[int, ...]:
@@ -172,7 +196,7 @@ def describe(spec: Mapping[str, Any]) -> str:
     """One line: the name, what differs from the published network, and the counting convention."""
     name = spec["name"]
     width = width_of(spec)
-    shape = [f"{key} {_joined(spec[key])}" for key in ("multipliers", "blocks") if spec.get(key)]
+    shape = [f"{key} {_joined(spec[key])}" for key in ("multipliers", "channels", "blocks") if spec.get(key)]
     rho = [f"rho {spec['rho']:g}"] if spec.get("rho", 1.0) != 1.0 else []
     reuse = [_reuse(spec["reuse"])] if spec.get("reuse") else []
     return (
@@ -213,7 +237,7 @@ def count_table(
 ) -> str:
     """The table `deepshare count` prints: every site of a model by name, or of `plan`, which must fit it.
 
-    `settings` are `create`'s `width`, `stem_relu`, `multipliers`, `blocks` and `rho`.
+    `settings` are `create`'s `width`, `stem_relu`, `multipliers`, `blocks`, `rho` and `channels`.
 
     Raises:
         PlanError: as `create`; or `plan` is for another model or image size.

@@ -51,6 +51,7 @@ class ResNet(nn.Module):
             ReLUs in ResNet18 at 32x32; DeepReDuce, DeepReShape and SENet have one and count 557,056.
         in_channels: channels of the image.
         rho: 0.5 halves both sides of every feature map (the stem has stride 2).
+        channels: of each stage, in place of multipliers; the stem's `width` is the first.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class ResNet(nn.Module):
         stem_relu: bool = False,
         in_channels: int = 3,
         rho: float = 1.0,
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, width, 3, stem_stride(rho))
         self.bn1 = nn.BatchNorm2d(width)
         self.stem_relu = nn.ReLU() if stem_relu else None
-        channels = widths(width, multipliers or (2,) * (len(blocks) - 1))
+        channels = channels or widths(width, multipliers or (2,) * (len(blocks) - 1))
         inputs = width
         for stage, (outputs, count, each) in enumerate(zip(channels, blocks, convs or (2,) * len(blocks), strict=True)):
             first = BasicBlock(inputs, outputs, 1 if stage == 0 else 2, each)

@@ -26,6 +26,7 @@ def model_spec(model: ModelRecipe, num_classes: int, input_size: Sequence[int]) 
         "blocks": model.blocks,
         "rho": None if model.rho == 1 else model.rho,
         "reuse": plain(model.reuse),
+        "channels": model.channels,
     }
     return {
         "name": model.name,

@@ -45,7 +45,7 @@ class ReuseRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """deepshare.models.create's arguments; width as published by default, so are the last four."""
+    """deepshare.models.create's arguments; width as published by default (or channels' first), so are the last five."""
 
     name: str
     width: int | None = None
@@ -54,9 +54,12 @@ class ModelRecipe:
     blocks: tuple[int, ...] | None = None
     rho: float | None = None
     reuse: ReuseRecipe | None = None
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.width is None and models.is_name(self.name):
+        if self.width is None and self.channels:
+            object.__setattr__(self, "width", self.channels[0])
+        elif self.width is None and models.is_name(self.name):
             object.__setattr__(self, "width", models.default_width(self.name))
         fits = self.width is None or 0 < self.width <= models.MAX_WIDTH
         require(fits, f"model.width: wanted 1 to {models.MAX_WIDTH}, got {self.width}")
