@@ -291,7 +291,11 @@ def test_a_checkpoint_fills_in_the_published_width(tmp_path):
         ("resnet18", {"multipliers": (64, 64, 64)}, "give more than 262144 channels"),
         ("resnet18", {"channels": (2, 2, 3)}, r"channels must be 4 ints \(got \(2, 2, 3\)\)"),
         ("resnet18", {"channels": (2, 2, 3, 0)}, r"channels must be an int in 1\.\.262144 \(got 0\)"),
-        ("resnet18", {"channels": (2, 2, 3, 4), "width": 3}, r"width must be the first of channels .2, 2, 3, 4. .got 3"),
+        (
+            "resnet18",
+            {"channels": (2, 2, 3, 4), "width": 3},
+            r"width must be the first of channels .2, 2, 3, 4. .got 3",
+        ),
         ("resnet18", {"channels": (2, 2, 3, 4), "multipliers": (2, 2, 2)}, "multipliers must not be given beside"),
         ("hrn-5x5x3x", {"channels": (2, 2, 3, 4)}, "channels must not be given for hrn-5x5x3x"),
         ("wrn-22-8", {"channels": (2, 2, 3)}, "channels must not be given for wrn-22-8"),

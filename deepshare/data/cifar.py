@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,7 @@ CIFAR100 = Official(
     {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
     b"fine_labels",
 )
+CIFAR100_COARSE = replace(CIFAR100, label_key=b"coarse_labels")  # the 20 superclasses of the same images
 
 
 def load_cifar_splits(official: Official, root: str | Path | None) -> tuple[Split, Split]:

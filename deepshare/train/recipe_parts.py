@@ -17,7 +17,7 @@ MAX_SEED = 2**63 - 1  # what torch.Generator and TOML both hold
 class DataRecipe:
     """Which images: deepshare.data.load's arguments (`load`), and what is done to a training batch."""
 
-    name: Literal["digits", "cifar10", "cifar100"]
+    name: Literal["digits", "cifar10", "cifar100", "cifar100-coarse", "tiny-imagenet"]
     val_fraction: float = 0.1
     split_seed: int = 0
     limit: int | None = None
