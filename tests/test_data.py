@@ -234,6 +234,11 @@ def test_cifar100_from_the_official_files(shared_dir, tmp_path):
     # the values everyone uses for CIFAR-100
     torch.testing.assert_close(torch.tensor(loaded.mean), torch.tensor([0.5071, 0.4865, 0.4409]), atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.tensor(loaded.std), torch.tensor([0.2673, 0.2564, 0.2762]), atol=1e-4, rtol=0)
+    coarse = data.load("cifar100-coarse", tmp_path, val_fraction=0.1, limit=5000)
+    assert (coarse.num_classes, coarse.test.labels.bincount().tolist()) == (20, [500] * 20)
+    assert torch.equal(coarse.test.images, loaded.test.images)
+    pairs = set(zip(loaded.test.labels.tolist(), coarse.test.labels.tolist(), strict=True))
+    assert len(pairs) == 100  # every class in one superclass
     loaded_path = tmp_path / "cifar-100-python" / "test"
     loaded_path.write_bytes(loaded_path.read_bytes()[:-1])
     with pytest.raises(data.DataError, match="not the official file"):
