@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it did its work, 2 with one line on stderr for bad input, 130 after Ctrl-C."""
+    """Run one command; 0 if it did its work, 2 with one line on stderr for bad input, 130 after Ctrl-C.
+
+    75 (the system's "try again"): training paused in time, the same command goes on.
+    """
     _end_on_sigterm()
     try:
         options = _parser().parse_args(arguments)
@@ -23,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("deepshare: interrupted", file=sys.stderr)
         return 130
+    except _pauses() as pause:
+        print(f"deepshare: {pause}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except _bad_input() as error:
         if not getattr(
             error, "told_elsewhere", False
@@ -49,6 +55,12 @@ def _end_on_sigterm() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
+
+
+def _pauses() -> type[Exception]:
+    from deepshare.train import TrainingPaused
+
+    return TrainingPaused
 
 
 def _bad_input() -> tuple[type[Exception], ...]:
@@ -112,6 +124,10 @@ def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("recipe", nargs="?", help="a recipe's name or a TOML file")
     command.add_argument("--list", action="store_true", help="name the recipes that come with the package, and stop")
     _add_run_options(command)
+    command.add_argument("--artifacts", type=Path, metavar="FOLDER", help="take phases from there, and keep them there")
+    command.add_argument(
+        "--max-minutes", type=float, metavar="M", help="stop in time, with status 75; --resume goes on"
+    )
     command.set_defaults(run=_train)
 
 
@@ -236,7 +252,7 @@ def _ints(flag: str, text: str) -> tuple[int, ...]:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from deepshare.train import load_recipe, recipe_names, train
+    from deepshare.train import ArtifactStore, load_recipe, recipe_names, train
     from deepshare.train.distributed import joined
 
     if options.list:
@@ -253,6 +269,8 @@ def _train(options: argparse.Namespace) -> None:
             device=options.device,
             resume=options.resume,
             teacher=options.teacher,
+            artifacts=None if options.artifacts is None else ArtifactStore(options.artifacts),
+            max_minutes=options.max_minutes,
         )
         if ranks.is_writer:
             drelus, accuracy = result.plan.drelus, 100 * result.test_accuracy

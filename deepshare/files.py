@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -29,3 +30,32 @@ def write_whole(path: Path | str, content: bytes | str, *, mode: int = 0o666) ->
         beside.unlink(missing_ok=True)
         raise
     return given
+
+
+def link_whole(source: Path | str, path: Path | str) -> Path:
+    """`path` becomes another name of the file `source` (a copy where there are no links), whole or not at all.
+
+    For files that are only ever replaced, never written to: what is done to one name is done to both.
+
+    Raises:
+        OSError: as write_whole, or `source` cannot be read.
+    """
+    source, path = Path(source), Path(path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        os.link(source, beside)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{source}: cannot be linked to {path}: one of them is nowhere") from error
+    except OSError:  # another file system, or one without links
+        return write_whole(path, source.read_bytes())
+    try:
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # a rename of one name of a file to another does nothing
+    return path
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": BELOW_TRAIN | {"budget", "fold"},
     "convert": FOUNDATION | PLAN | {"budget"},
     "data": set(),
-    "train": BELOW_TRAIN | {"budget", "methods", "data"},
+    "train": BELOW_TRAIN | {"budget", "methods", "data", "__init__"},  # __init__ has the version
     "compare": BELOW_TRAIN | {"budget", "methods", "data", "train", "analysis"},
     "secure": BELOW_TRAIN | {"fold"},
     "analysis": BELOW_TRAIN,

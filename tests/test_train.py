@@ -37,11 +37,12 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_all_it_promises(finished):
     result, folder = finished
-    names = {".lock", "recipe.toml", "plan.json", "metrics.csv", "log.txt", "result.json"}
+    names = {".lock", "recipe.toml", "run.json", "plan.json", "metrics.csv", "log.txt", "result.json"}
     names |= {"final.safetensors", "checkpoints"}
-    phases = ("teacher", "gelu", "switch", "finetune")
-    assert {path.name for path in folder.iterdir()} == names | {f"{phase}.safetensors" for phase in phases}
-    assert [path.name for path in (folder / "checkpoints").glob("finetune-0*")] == ["finetune-0002"]
+    names |= {f"{phase}.{kind}" for phase in result.artifacts for kind in ("safetensors", "json")}
+    assert list(result.artifacts) == ["teacher", "gelu", "switch", "finetune"]
+    assert {path.name for path in folder.iterdir()} == names
+    assert list((folder / "checkpoints").iterdir()) == []
     assert Plan.load(folder / "plan.json") == result.plan
     assert 85 <= result.plan.drelus <= 240
     assert json.loads((folder / "result.json").read_text())["test_accuracy"] == result.test_accuracy

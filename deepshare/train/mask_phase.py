@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +14,14 @@ from deepshare.methods import snl
 from deepshare.nn import LearnedMask, MaskedReLU2d
 from deepshare.plan import Plan, apply_plan
 from deepshare.train import networks
+from deepshare.train.checkpoints import State
 from deepshare.train.errors import TrainingError
 from deepshare.train.loop import evaluate
+from deepshare.train.phase_keeper import PhaseKeeper
 from deepshare.train.phase_recipe import PhaseRecipe
-from deepshare.train.phases import EVAL_BATCH, Run, phase_task, resumed_optimizer, save_network, train_one_epoch
-from deepshare.train.run_folder import Row, State
+from deepshare.train.phases import EVAL_BATCH, phase_task, resumed_optimizer, save_network, train_one_epoch
+from deepshare.train.rows import Row
+from deepshare.train.run import Run
 from deepshare.train.task import WithLasso
 
 
@@ -35,14 +38,15 @@ class LassoState:
         return LassoState(lasso, count, min(self.lowest, count))
 
 
-def run_masks(run: Run, phase: PhaseRecipe, state: State) -> State:
+def run_masks(run: Run, phase: PhaseRecipe, state: State) -> None:
     """Algorithm 1 on from `state`: epochs of Adam on weights and masks until the count is at the budget.
 
-    After each epoch the checkpoint is the network as it would be if line 11 came now: its weights, and a plan with the
+    A checkpoint is the network as it would be if line 11 came now: its weights, and a plan with the
     masks above epsilon; the masks themselves are in the state. After `phase.epochs` epochs the phase ends too: with
     snl.exact the largest masks stay then, and the log says how many were above epsilon.
 
     Raises TrainingError: the loss is not finite, or without snl.exact the count is still above the budget.
+    TrainingPaused: the time of this call is over.
     """
     settings, budget = run.recipe.snl, run.recipe.plan.budget
     assert settings is not None
@@ -50,19 +54,18 @@ def run_masks(run: Run, phase: PhaseRecipe, state: State) -> State:
     model, at = _student(run, phase, state, settings), _progress(run.plan, state, settings)
     masks = {site.name: _learned(model, site.name).mask for site in snl.mask_sites(run.plan)}
     optimizer, task = resumed_optimizer(model, phase, state), phase_task(run, phase)
-    while state.epoch < phase.epochs and at.count > budget:
+    keeper = PhaseKeeper(run, phase, state, optimizer)
+    while keeper.state.epoch < phase.epochs and at.count > budget:
+        keeper.pause_in_time()
         with_lasso = WithLasso(task, list(masks.values()), at.lasso)
-        row = train_one_epoch(run, phase, run.plan, model, model, with_lasso, optimizer, state.epoch)
+        row = train_one_epoch(run, phase, run.plan, model, model, with_lasso, optimizer, keeper.state.epoch)
         kept = snl.count_kept(run.plan, masks, settings.epsilon)
         row |= {"drelus": sum(kept.values()), "lasso": at.lasso, "site_drelus": " ".join(map(str, kept.values()))}
         at = at.after_epoch(settings, sum(kept.values()))
-        state = state.after_epoch(optimizer.state_dict(), row, may_be_best=False)
-        state = replace(state, masks={"values": _values(masks), **vars(at)})
-        run.folder.save(state, partial(_save, run, model, snl.threshold(run.plan, masks, settings.epsilon), row))
-        run.progress.end_epoch(row)
-    run.progress.left -= phase.epochs - state.epoch
-    _end(run, state, model, masks)
-    return state
+        write = partial(_save, run, model, masks, settings.epsilon, row)
+        keeper.after_epoch(row, write, masks={"values": _values(masks), **vars(at)})
+    run.progress.left -= phase.epochs - keeper.state.epoch
+    _end(run, keeper, model, masks)
 
 
 def _progress(plan: Plan, state: State, settings: snl.SNLSettings) -> LassoState:
@@ -78,7 +81,7 @@ def _student(run: Run, phase: PhaseRecipe, state: State, settings: snl.SNLSettin
     ones = {name: value.bool() for name, value in values.items()}
     start = snl.plan_of(run.plan, ones, zero_out=settings.zero_out)
     if state.masks is not None:
-        model, values = load_checkpoint(run.folder.weights(state)).model, state.masks["values"]
+        model, values = load_checkpoint(run.folder.checkpoints.weights(state)).model, state.masks["values"]
     elif phase.start == "pretrain":
         model = apply_plan(load_checkpoint(run.folder.phase_end("pretrain")).model, start)
     else:
@@ -121,18 +124,20 @@ def _binary(run: Run, model: nn.Module, kept: Mapping[str, Tensor]) -> tuple[nn.
     return result, snl.plan_of(run.plan, kept, zero_out=run.recipe.snl.zero_out)
 
 
-def _save(run: Run, model: nn.Module, kept: Mapping[str, Tensor], row: Row, path: Path) -> None:
-    binary, plan = _binary(run, model, kept)
+def _save(run: Run, model: nn.Module, masks: Mapping[str, Tensor], epsilon: float, row: Row, path: Path) -> None:
+    binary, plan = _binary(run, model, snl.threshold(run.plan, masks, epsilon))
     save_network(run, binary, plan, row, path)
 
 
-def _end(run: Run, state: State, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def _end(run: Run, keeper: PhaseKeeper, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Line 11, and the network that finetune goes on from."""
+    state = keeper.state
     settings, budget = run.recipe.snl, run.recipe.plan.budget
     assert settings is not None
     assert budget is not None
     above = sum(snl.count_kept(run.plan, masks, settings.epsilon).values())
     if not settings.exact and above > budget:
+        keeper.save()
         raise TrainingError(
             f"masks: {above:,} ReLUs are left after {state.epoch} epochs, {budget:,} are wanted; "
             "raise phase.masks.epochs or snl.lasso, or set snl.exact"
@@ -148,5 +153,4 @@ def _end(run: Run, state: State, model: nn.Module, masks: Mapping[str, Tensor]) 
         f"{plan.drelus:,} stay, {budget:,} asked; val {shown} as they are fixed"
     )
     row = {**state.rows[-1], "val_accuracy": accuracy}
-    run.folder.end_phase_with(state, partial(save_network, run, binary, plan, row))
-    plan.save(run.folder.plan)
+    keeper.end(partial(save_network, run, binary, plan, row))

@@ -114,6 +114,16 @@ def pretrain_plan(recipe: Recipe, plan: Plan) -> Plan:
     return plan if recipe.plan.method == "snl" else plan.replace_all("relu")
 
 
+def first_plan(recipe: Recipe, plan: Plan, kind: str) -> Plan:
+    """What stands at the sites of the network that a phase begins with; `plan` is the run's.
+
+    After SNL's masks, finetune has what they found instead.
+    """
+    if kind == "teacher":
+        return teacher_plan(plan)
+    return pretrain_plan(recipe, plan) if kind == "pretrain" else plan
+
+
 def fresh(recipe: Recipe, spec: dict[str, Any], plan: Plan, phase: str) -> nn.Module:
     """A new network for `phase` with the plan's activations; weights from the recipe's seed alone."""
     with cpu_seed(derive(recipe.seed, "init", phase)):

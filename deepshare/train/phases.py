@@ -1,74 +1,62 @@
 """One phase of a run, from its start or from where a kill left it, to its end on disk."""
 
+import copy
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
-from deepshare.data import Batches, Dataset
+from deepshare.data import Batches
 from deepshare.fuse import fuse
 from deepshare.plan import Plan
 from deepshare.train import networks
+from deepshare.train.checkpoints import State
 from deepshare.train.errors import TrainingError
 from deepshare.train.loop import evaluate, make_optimizer, train_epoch
+from deepshare.train.phase_keeper import PhaseKeeper
 from deepshare.train.phase_recipe import PhaseRecipe
-from deepshare.train.progress import Progress
-from deepshare.train.recipe import Recipe
-from deepshare.train.run_folder import Row, RunFolder, State
+from deepshare.train.rows import Row
+from deepshare.train.run import Run
 from deepshare.train.seeds import derive
 from deepshare.train.task import Decoupled, Distillation, HardLabels, Task, kl
 
 EVAL_BATCH = 512
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What all phases of a run have in common."""
+def run_phase(run: Run, phase: PhaseRecipe, state: State) -> None:
+    """Train `phase` on from `state` (State(phase) for its start) to its end.
 
-    recipe: Recipe
-    folder: RunFolder
-    dataset: Dataset  # on the device
-    spec: dict[str, Any]
-    plan: Plan
-    device: torch.device
-    progress: Progress
-
-    def end_of(self, phase: str) -> nn.Module:
-        """The network as `phase` left it, on the device."""
-        return load_checkpoint(self.folder.phase_end(phase)).model.to(self.device)
-
-
-def run_phase(run: Run, phase: PhaseRecipe, state: State) -> State:
-    """Train `phase` on from `state` (State(phase) for its start) to its end; returns the state at the end.
-
-    Raises TrainingError: the loss is no longer finite. What was saved before stays.
+    Raises TrainingError: the loss is no longer finite. TrainingPaused: the time of this call is over. What was saved
+    before stays.
     """
     model, plan = _student(run, phase, state)
     optimizer = resumed_optimizer(model, phase, state)
     task, forward = phase_task(run, phase), fuse(model, plan.input_size)
+    keeper = PhaseKeeper(run, phase, state, optimizer)
     for epoch in range(state.epoch, phase.epochs):
+        keeper.pause_in_time()
         row = train_one_epoch(run, phase, plan, model, forward, task, optimizer, epoch)
-        state = state.after_epoch(optimizer.state_dict(), row, may_be_best=phase.keeps_best)
-        run.folder.save(state, partial(save_network, run, model, plan, row))
-        run.progress.end_epoch(row)
-    run.folder.end_phase(state, best=phase.keeps_best)
-    return state
+        keep = partial(_copy_writer, run, model, plan, row) if phase.keeps_best else None
+        keeper.after_epoch(row, partial(save_network, run, model, plan, row), keep)
+    keeper.end(partial(save_network, run, model, plan, keeper.state.rows[-1]))
+
+
+def _copy_writer(run: Run, model: nn.Module, plan: Plan, row: Row) -> partial[None]:
+    return partial(save_network, run, copy.deepcopy(model), plan, row)
 
 
 def _student(run: Run, phase: PhaseRecipe, state: State) -> tuple[nn.Module, Plan]:
-    """The network to train: from the last saved epoch, from the phase before, or fresh; ready to train. Its plan."""
+    """The network to train: from the last checkpoint, from the phase before, or fresh; ready to train. Its plan."""
     if state.epoch or phase.kind in ("switch", "finetune"):
         kinds = [other.kind for other in run.recipe.phase]
         before = run.folder.phase_end(kinds[kinds.index(phase.kind) - 1])
-        saved = load_checkpoint(run.folder.weights(state) if state.epoch else before)
+        saved = load_checkpoint(run.folder.checkpoints.weights(state) if state.epoch else before)
         model, plan = saved.model, saved.plan
     else:
-        plan = _fresh_plan(run, phase)
+        plan = networks.first_plan(run.recipe, run.plan, phase.kind)
         model = networks.fresh(run.recipe, run.spec, plan, phase.kind)
         if phase.kind == "gelu":
             networks.soften(model)
@@ -78,17 +66,15 @@ def _student(run: Run, phase: PhaseRecipe, state: State) -> tuple[nn.Module, Pla
     return model.to(run.device), plan
 
 
-def _fresh_plan(run: Run, phase: PhaseRecipe) -> Plan:
-    if phase.kind == "teacher":
-        return networks.teacher_plan(run.plan)
-    return networks.pretrain_plan(run.recipe, run.plan) if phase.kind == "pretrain" else run.plan
-
-
 def resumed_optimizer(model: nn.Module, phase: PhaseRecipe, state: State) -> torch.optim.Optimizer:
-    """The phase's optimizer as `state` left it."""
+    """The phase's optimizer as `state` left it.
+
+    What the recipe and the device decide is not taken from there: a run may go on on another device.
+    """
     optimizer = make_optimizer(model, phase)
     if state.optimizer is not None:
-        optimizer.load_state_dict(state.optimizer)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": groups})
     return optimizer
 
 

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from torch import Tensor
 
-from deepshare.train.run_folder import Row
+from deepshare.train.rows import Row
 
 SECONDS_BETWEEN = 0.5  # between two looks at the running loss, each of which waits for the device
 

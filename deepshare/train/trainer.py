@@ -1,5 +1,7 @@
 """A whole run: recipe in, checkpoint out, resumable at every moment."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,31 +11,41 @@ import torch
 from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.data import Dataset
 from deepshare.plan import Plan
+from deepshare.train.artifact_key import phase_keys
+from deepshare.train.artifacts import ArtifactStore
+from deepshare.train.chain import run_chain
 from deepshare.train.errors import RecipeError, TrainingError
 from deepshare.train.loop import evaluate
-from deepshare.train.mask_phase import run_masks
 from deepshare.train.networks import make_plan, model_spec, pretrain_plan
-from deepshare.train.phases import EVAL_BATCH, Run, run_phase
+from deepshare.train.phases import EVAL_BATCH
 from deepshare.train.progress import Progress
 from deepshare.train.recipe import Recipe
 from deepshare.train.recipe_file import load_recipe
-from deepshare.train.run_folder import Row, RunFolder, State
+from deepshare.train.rows import Row
+from deepshare.train.run import Run
+from deepshare.train.run_folder import RunFolder
+from deepshare.train.slices import Allowance
 
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
     """How a run ended.
 
-    checkpoint: final.safetensors; plan: of its hard network; test_accuracy, val_accuracy: shares in [0, 1], None
-    without validation images; rows: metrics of every epoch of every phase; run_dir: its folder
+    checkpoint: final.safetensors; plan: of its hard network; test_accuracy, val_accuracy: shares in [0, 1] of the epoch
+    that validation chose, None without validation images; test_accuracy_last: of the last epoch of the last phase, the
+    same figure where that is the chosen one, None where its weights were left out; rows: metrics of every epoch of
+    every phase; run_dir: its folder; artifacts: the key of every phase; trained: epochs that this call trained
     """
 
     checkpoint: Path
     plan: Plan
     test_accuracy: float
+    test_accuracy_last: float | None
     val_accuracy: float | None
     rows: tuple[Row, ...]
     run_dir: Path
+    artifacts: Mapping[str, str]
+    trained: int
 
     def phase_checkpoint(self, kind: str) -> Path:
         """The checkpoint `kind` ended with, such as "teacher": what `train(teacher=...)` takes."""
@@ -48,6 +60,9 @@ def train(
     device: str | torch.device | None = None,
     resume: bool = False,
     teacher: str | Path | None = None,
+    artifacts: ArtifactStore | None = None,
+    max_minutes: float | None = None,
+    checkpoint_seconds: float = 30.0,
 ) -> TrainResult:
     """Run every phase of `recipe` in the folder `run_dir`.
 
@@ -58,28 +73,46 @@ def train(
         machine's CPU the final weights are, bit for bit, those of a run that was never stopped
     teacher: a checkpoint in place of the recipe's teacher or pretrain phase, to distil from and, for SNL's masks, to
         start from; it is copied into `run_dir`
+    artifacts: phases that are there are taken in the place of training, those that are trained are kept there
+    max_minutes: stop before the first epoch that would not end by then; one is trained at least
+    checkpoint_seconds: the least time between two checkpoints within a phase; what a kill loses is trained again
 
     Raises RecipeError, DataError, CheckpointError (the teacher), TrainingError; nothing is written before all of
-    them that can be known in advance.
+    them that can be known in advance. TrainingPaused: `max_minutes` are over; another call, with resume, goes on.
     """
+    allowance = Allowance(max_minutes)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
     folder.check(recipe, teacher_path, resume=resume)
     dataset = recipe.data.load(data_root)
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
-    plan = make_plan(recipe, spec, Plan.load(folder.plan) if folder.begun else None)
+    plan = make_plan(recipe, spec, folder.beginning().plan if folder.begun else None)
     check_teacher(recipe, dataset, teacher_path, known=folder.phase_end(recipe.needs or "teacher").is_file())
     if teacher_path is not None and not folder.begun:
         _check_start(recipe, spec, plan, teacher_path)
     place = check_run(recipe, dataset, device)
-    with folder.locked():
+    with folder.locked(), _writing(folder):
         folder.check(recipe, teacher_path, resume=resume)  # again: another process may have been here since
-        folder.begin(recipe, plan.to_json(), teacher_path)
-        run = Run(recipe, folder, dataset.to(place), spec, plan, place, Progress(folder.path / "log.txt"))
+        folder.begin(recipe, plan, teacher_path)
+        keys = phase_keys(recipe, plan, folder.beginning().given)
+        shown = Progress(folder.path / "log.txt")
+        run = Run(recipe, folder, dataset.to(place), spec, plan, place, shown, keys, allowance, checkpoint_seconds)
         if folder.result() is None:
             _announce(run)
-            _finish(run, _run_phases(run))
+            run_chain(run, artifacts)
+            _finish(run)
         return _result(run)
+
+
+@contextmanager
+def _writing(folder: RunFolder) -> Iterator[None]:
+    """What the disk refuses in the middle of a run ends it; whatever was there before still is, whole."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{folder.path}: the run cannot go on: {error}; what was saved stays, resume goes on from it"
+        ) from error
 
 
 def check_run(recipe: Recipe, dataset: Dataset, device: str | torch.device | None) -> torch.device:
@@ -171,32 +204,42 @@ def _announce(run: Run) -> None:
     )
 
 
-def _run_phases(run: Run) -> State:
-    """All phases that have not ended yet, in order; returns the state after the last one."""
-    open_phases = [phase for phase in run.recipe.phase if not run.folder.phase_end(phase.kind).is_file()]
-    state = run.folder.recover() or State(run.recipe.phase[0].kind)
-    if state.rows:
-        run.progress.say(f"resumed after {state.phase}, epoch {state.epoch}")
-    run.progress.left = sum(phase.epochs - state.epoch * (phase.kind == state.phase) for phase in open_phases)
-    for phase in open_phases:
-        run_this = run_masks if phase.kind == "masks" else run_phase
-        state = run_this(run, phase, state if state.phase == phase.kind else state.next_phase(phase.kind))
-    return state
+def _finish(run: Run) -> None:
+    """Measure how the last phase ended on the test split, once, and write how the run ended."""
+    folder, kind = run.folder, run.recipe.phase[-1].kind
+    end, record = load_checkpoint(folder.phase_end(kind)), folder.record(kind)
+    assert record is not None  # a checkpoint that is given takes the place of an earlier phase alone
+    chosen, last = record.epoch, len(record.rows)
+    test, val = (_accuracy(run, end.model, split) for split in ("test", "val"))
+    test_last = test
+    if chosen != last:
+        path = folder.phase_last(kind)
+        test_last = _accuracy(run, load_checkpoint(path).model, "test") if path.is_file() else None
+    accuracies = {"test_accuracy": test, "test_accuracy_last": test_last, "val_accuracy": val}
+    final = folder.path / "final.safetensors"
+    save_checkpoint(final, end.model, end.spec, end.plan, recipe=run.recipe.to_dict(), metrics=accuracies)
+    plan = run.plan if run.recipe.snl is None else end.plan
+    plan.save(folder.plan)
+    run.progress.say(
+        f"{run.recipe.name}: {plan.drelus:,} DReLUs, test {_shown(test)} {_beside(chosen, last, test_last)}"
+    )
+    ended = {"recipe": run.recipe.name, "drelus": plan.drelus, **accuracies, "epoch": chosen, "last_epoch": last}
+    folder.write_result({**ended, "artifacts": dict(run.keys), "rows": run.rows})
 
 
-def _finish(run: Run, state: State) -> None:
-    """Measure the network of the last phase on the test split, once, and write how the run ended."""
-    last = load_checkpoint(run.folder.phase_end(run.recipe.phase[-1].kind))
-    model = last.model.to(run.device)
-    test, val = (evaluate(model, run.dataset.batches(split, EVAL_BATCH)) for split in ("test", "val"))
-    assert test is not None  # no data set is without test images
-    metrics = {"test_accuracy": test, "val_accuracy": val}
-    final = run.folder.path / "final.safetensors"
-    save_checkpoint(final, model, last.spec, last.plan, recipe=run.recipe.to_dict(), metrics=metrics)
-    plan = run.plan if run.recipe.snl is None else last.plan
-    plan.save(run.folder.plan)
-    run.progress.say(f"{run.recipe.name}: {plan.drelus:,} DReLUs, test {100 * test:.2f} %")
-    run.folder.write_result({"recipe": run.recipe.name, "drelus": plan.drelus, **metrics, "rows": list(state.rows)})
+def _accuracy(run: Run, model: torch.nn.Module, split: str) -> float | None:
+    return evaluate(model.to(run.device), run.dataset.batches(split, EVAL_BATCH))
+
+
+def _shown(accuracy: float | None) -> str:
+    return "not kept" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _beside(chosen: int, last: int, accuracy: float | None) -> str:
+    """What is said of the last epoch."""
+    if chosen == last:
+        return "(the last epoch is the chosen one)"
+    return f"(epoch {chosen}, chosen on validation; last epoch, {last}: {_shown(accuracy)})"
 
 
 def _result(run: Run) -> TrainResult:
@@ -206,7 +249,10 @@ def _result(run: Run) -> TrainResult:
         run.folder.path / "final.safetensors",
         Plan.load(run.folder.plan),
         ended["test_accuracy"],
+        ended["test_accuracy_last"],
         ended["val_accuracy"],
         tuple(ended["rows"]),
         run.folder.path,
+        ended["artifacts"],
+        run.allowance.trained,
     )

@@ -1,0 +1,92 @@
+"""Phase after phase: each is taken from the store of artifacts, or trained and kept there."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from deepshare.checkpoint import load_checkpoint
+from deepshare.files import sha256_of
+from deepshare.train.artifact_key import deciding
+from deepshare.train.artifacts import ArtifactStore, check_phase
+from deepshare.train.checkpoints import State
+from deepshare.train.errors import ArtifactError, TrainingPaused
+from deepshare.train.mask_phase import run_masks
+from deepshare.train.phase_recipe import PhaseRecipe
+from deepshare.train.phases import run_phase
+from deepshare.train.run import Run
+
+
+def run_chain(run: Run, store: ArtifactStore | None) -> None:
+    """Bring every phase of the run to its end; run.rows has all their rows then.
+
+    Raises ArtifactError: one that ended here, or is in the store, is damaged or of another run. And as the phases do.
+    """
+    ended = [phase.kind for phase in run.recipe.phase if _has_ended(run, phase.kind)]
+    run.progress.left = sum(phase.epochs for phase in run.recipe.phase if phase.kind not in ended)
+    for phase in run.recipe.phase:
+        if phase.kind not in ended:
+            _bring_to_end(run, phase, store)
+        elif store is not None:
+            store.keep_phase(run.folder, phase.kind)
+        if (record := run.folder.record(phase.kind)) is not None:
+            run.rows.extend(record.rows)
+    run.folder.write_metrics(run.rows)
+    run.folder.checkpoints.clear()
+
+
+def _has_ended(run: Run, kind: str) -> bool:
+    """Whether the phase was given, or ended here before; files that were damaged since are refused."""
+    if run.folder.record(kind) is None:
+        digest = run.folder.beginning().given.get(kind)
+        path = run.folder.phase_end(kind)
+        if digest is not None and (not path.is_file() or sha256_of(path) != digest):
+            raise ArtifactError(f"{path}: damaged: not the checkpoint that was given, of sha256 {digest}")
+        return digest is not None
+    check_phase(run.folder, kind, deciding(run.recipe, kind, run.plan, run.keys))
+    return True
+
+
+def _bring_to_end(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> None:
+    with _alone(run, phase, store):
+        if store is None or not _take(run, phase, store):
+            _train(run, phase)
+            if store is not None:
+                store.keep_phase(run.folder, phase.kind)
+    if phase.kind == "masks":
+        load_checkpoint(run.folder.phase_end("masks")).plan.save(run.folder.plan)
+
+
+def _alone(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> AbstractContextManager[None]:
+    """Nobody else trains this phase meanwhile: who comes second waits, and takes what the first one made."""
+    said = False
+
+    def waiting() -> None:
+        nonlocal said
+        if not said:
+            run.progress.say(f"{phase.kind}: another run trains it; waiting")
+            said = True
+        if run.allowance.over:
+            raise TrainingPaused(phase.kind, 0, phase.epochs, run.progress.left, "another run still trains this phase")
+
+    return nullcontext() if store is None else store.locked(run.keys[phase.kind], waiting)
+
+
+def _take(run: Run, phase: PhaseRecipe, store: ArtifactStore) -> bool:
+    record = store.fetch(run.keys[phase.kind], run.folder, phase.kind)
+    if record is None:
+        return False
+    run.progress.left -= phase.epochs
+    trained = record.sessions[-1]
+    run.progress.say(
+        f"{phase.kind}: taken from artifact {record.key[:12]}: epoch {record.epoch} of {len(record.rows)}, trained for "
+        f"{record.run}, {trained.began}, {trained.machine}"
+    )
+    return True
+
+
+def _train(run: Run, phase: PhaseRecipe) -> None:
+    state = run.folder.checkpoints.newest(phase.kind)
+    if state is not None:
+        run.progress.say(f"resumed after {phase.kind}, epoch {state.epoch}")
+        run.progress.left -= state.epoch
+        run.folder.write_metrics((*run.rows, *state.rows))
+    run_this = run_masks if phase.kind == "masks" else run_phase
+    run_this(run, phase, state or State(phase.kind))
