@@ -75,7 +75,7 @@ def save_checkpoint(
             raise CheckpointError(f"{here}: {name} must be JSON values ({error})") from error
     # cloned where two names share memory: safetensors writes each name's own bytes
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return write_whole(path, safetensors.torch.save(_unshared(tensors), header))
+    return write_whole(path, _in_order(safetensors.torch.save(_unshared(tensors), header)))
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -137,6 +137,15 @@ def _check_plan(here: str, model: nn.Module, spec: dict[str, Any], plan: Plan) -
     for wanted, stands in zip(plan, found, strict=True):
         if wanted != stands:
             raise CheckpointError(f"{here}: the plan says {wanted}, the model has {stands}")
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same .safetensors file with the entries of its header sorted: safetensors writes the metadata in an order of
+    chance, and equal networks are to be equal files. What follows the header is addressed relative to its end."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

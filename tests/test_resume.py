@@ -14,22 +14,42 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-SMALL = ["model.width=2", "data.limit=64", "phase.*.epochs=2", "phase.*.batch_size=32"]
-SETTINGS = {
-    "demo-240": SMALL,
-    "demo-snl-960": [*SMALL, "plan.budget=100", "phase.masks.epochs=9", "phase.masks.lr=0.1", "snl.lasso=0.1"],
-}
+SMALL = ["model.width=2", "data.limit=64", "phase.*.epochs=2", "phase.*.batch_size=16"]
+SNL = [*SMALL, "plan.budget=100", "phase.masks.epochs=9", "phase.masks.lr=0.1", "snl.lasso=0.1"]
 PHASES = ("teacher", "gelu", "switch", "finetune")
+SNL_PHASES = ("pretrain", "masks", "finetune")
 
 
-def live(recipe: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
-    """Train in this process; die at event number `kill_at`, after writing what the event was to `events`."""
+def one_run(run_dir: Path) -> None:
     from deepshare.train import load_recipe, train
+
+    train(load_recipe("demo-240", SMALL), run_dir, resume=True, checkpoint_seconds=0)
+
+
+def chain(run_dir: Path) -> None:
+    """All stages: SNL's masks, the DReLUs they leave by site, DeepShare with these as weights; over one store."""
+    from deepshare.checkpoint import load_checkpoint
+    from deepshare.train import ArtifactStore, load_recipe, train
+
+    store = ArtifactStore(run_dir / "artifacts")
+    options = {"resume": True, "checkpoint_seconds": 0, "artifacts": store}
+    counted = train(load_recipe("demo-snl-960", SNL), run_dir / "snl", **options)
+    weights = [site.drelus for site in load_checkpoint(store.weights(counted.artifacts["masks"])).plan]
+    recipe = load_recipe("demo-240", [*SMALL, "plan.method=weights", f"plan.weights={weights}"])
+    train(recipe, run_dir / "shared", **options)
+
+
+JOBS = {"one_run": one_run, "chain": chain}
+
+
+def live(job: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
+    """Train in this process; die at event number `kill_at`, after writing what the event was to `events`."""
     from deepshare.train.progress import Progress
 
     count, phase = 0, "begin"
@@ -42,7 +62,7 @@ def live(recipe: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
                 file.write(f"{phase}: {what}\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    start, step, rename = Progress.start_epoch, Progress.after_step, os.replace
+    start, step, moves = Progress.start_epoch, Progress.after_step, (os.replace, os.rename)
 
     def start_epoch(self: Progress, kind: str, *arguments: int) -> None:
         nonlocal phase
@@ -53,43 +73,52 @@ def live(recipe: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
         event("step")
         step(self, *arguments)
 
-    def replace(source: object, target: object) -> None:
+    def between(move, source: object, target: object) -> None:
         event(f"before {target}")
-        rename(source, target)
+        move(source, target)
         event(f"after {target}")
 
-    Progress.start_epoch, Progress.after_step, os.replace = start_epoch, after_step, replace
+    Progress.start_epoch, Progress.after_step = start_epoch, after_step
+    os.replace, os.rename = (partial(between, move) for move in moves)
     torch.set_num_threads(1)
-    train(load_recipe(recipe, SETTINGS[recipe]), run_dir, resume=True, checkpoint_seconds=0)
+    JOBS[job](run_dir)
     with events.open("a") as file:
         file.write(f"{count} events\n")
 
 
-def main(recipe: str, folder: Path, runs: list[list[int]]) -> None:
+def main(folder: Path, runs: list[tuple[str, list[float]]]) -> None:
     """Per run one life per kill, then one to its end. Forked: all imports, torch's late ones too, are made once."""
     for module in ("deepshare.train", "kornia.augmentation", "sklearn.datasets", "torch._dynamo"):
         importlib.import_module(module)
-    for number, kills in enumerate(runs):
-        for kill_at in [*kills, None]:
+    counts: dict[str, int] = {}
+    for number, (job, kills) in enumerate(runs):
+        events = folder / f"events{number}.txt"
+        for kill in [*kills, None]:
+            kill_at = round(kill * counts[job]) if isinstance(kill, float) else kill
             child = os.fork()
             if child == 0:
                 status = 1
                 try:
-                    live(recipe, folder / f"run{number}", kill_at, folder / f"events{number}.txt")
+                    live(job, folder / f"run{number}", kill_at, events)
                     status = 0
                 finally:
                     os._exit(status)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             if status not in (0, -signal.SIGKILL):
                 sys.exit(f"a life ended with {status}")
+        if not kills:
+            counts[job] = int(events.read_text().split()[0])
 
 
-def run(folder: Path, *runs: list[int], recipe: str = "demo-240") -> list[tuple[list[str], Path]]:
-    """For each run, killed at these events: what each of its lives died of or how many events it had; its folder."""
+def run(folder: Path, *runs: tuple[str, list[float]]) -> list[tuple[list[str], Path]]:
+    """For each run, a job and its kills: what each of its lives died of or how many events it had; its folder.
+
+    A kill is the number of an event, or a share of all events of the same job's run without kills, which comes first.
+    """
     folder.mkdir()
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, recipe, str(folder), json.dumps(runs)]
+    command = [sys.executable, __file__, str(folder), json.dumps(runs)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return [
@@ -121,46 +150,63 @@ def assert_same_run(ours: Path, theirs: Path, phases: tuple[str, ...] = PHASES) 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[int, Path]:
-    """(its number of events, the folder of a run that nobody kills)"""
-    [(events, folder)] = run(tmp_path_factory.mktemp("runs") / "undisturbed", [])
-    assert len(events) == 1
-    return int(events[0].split()[0]), folder
-
-
-def test_a_run_killed_in_every_phase_ends_in_the_same_weights(undisturbed, tmp_path):
-    count, expected = undisturbed
+def lived(tmp_path_factory) -> dict[str, tuple[list[str], Path]]:
+    """By name: what the lives of a run ended with, and its folder. In one process, as imports take longest."""
     draw = random.Random(0)
-    [(lives, folder)] = run(tmp_path / "killed", [draw.randint(count // 12, count // 5) for _ in range(8)])
+    runs: dict[str, tuple[str, list[float]]] = {
+        "run": ("one_run", []),
+        "killed run": ("one_run", [draw.uniform(1 / 12, 1 / 5) for _ in range(8)]),
+        "chain": ("chain", []),
+        "killed chain": ("chain", [draw.uniform(1 / 14, 1 / 6) for _ in range(10)]),
+    }
+    return dict(zip(runs, run(tmp_path_factory.mktemp("lived") / "runs", *runs.values()), strict=True))
+
+
+def test_a_run_killed_in_every_phase_ends_in_the_same_weights(lived):
+    lives, folder = lived["killed run"]
     deaths = [life for life in lives if not life.endswith("events")]
     phases = {death.partition(":")[0] for death in deaths}
     assert phases >= set(PHASES), deaths
     assert {death.split()[1] for death in deaths} == {"step", "before", "after"}, deaths
     assert (folder / "log.txt").read_text().count("resumed after") > 5
-    assert_same_run(folder, expected)
+    assert_same_run(folder, lived["run"][1])
 
 
-def test_an_snl_run_killed_in_every_phase_ends_in_the_same_masks_and_weights(tmp_path):
-    phases = ("pretrain", "masks", "finetune")
-    [(lives, expected)] = run(tmp_path / "undisturbed", [], recipe="demo-snl-960")
-    count, draw = int(lives[0].split()[0]), random.Random(1)
-    kills = [draw.randint(count // 12, count // 5) for _ in range(8)]
-    [(lives, folder)] = run(tmp_path / "killed", kills, recipe="demo-snl-960")
-    assert {death.partition(":")[0] for death in lives[:-1]} >= set(phases), lives
-    assert_same_run(folder, expected, phases)
-    assert (folder / "plan.json").read_bytes() == (expected / "plan.json").read_bytes()
-    counts = [int(row["drelus"]) for row in rows(folder) if row["phase"] == "masks"]
+def artifacts(folder: Path) -> dict[str, dict[str, str]]:
+    """The content hashes of every artifact in a chain's store, by key."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("artifacts/*/*/artifact.json")}
+    assert all(record["key"] == key for key, record in found.items())
+    return {key: record["sha256"] for key, record in found.items()}
+
+
+def assert_same_chain(ours: Path, theirs: Path) -> None:
+    assert_same_run(ours / "snl", theirs / "snl", SNL_PHASES)
+    assert_same_run(ours / "shared", theirs / "shared")
+    assert (ours / "snl" / "plan.json").read_bytes() == (theirs / "snl" / "plan.json").read_bytes()
+    assert artifacts(ours) == artifacts(theirs)
+
+
+def test_a_chain_of_all_stages_killed_ten_times_ends_in_the_same_artifacts(lived):
+    (lives, folder), (_, expected) = lived["killed chain"], lived["chain"]
+    assert len(artifacts(expected)) == len(SNL_PHASES + PHASES)
+    assert len(lives) == 11, lives
+    assert {death.partition(":")[0] for death in lives[:-1]} >= {"masks", "gelu", "switch"}, lives
+    assert_same_chain(folder, expected)
+    counts = [int(row["drelus"]) for row in rows(folder / "snl") if row["phase"] == "masks"]
     assert min(counts) < 960 == counts[0]  # masks were learned, and over several lives
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("part", range(8))
-def test_a_run_killed_at_any_event_ends_in_the_same_weights(undisturbed, tmp_path, part):
-    count, expected = undisturbed
-    for lives, folder in run(tmp_path / "killed", *([event] for event in range(1 + part, count + 1, 8))):
-        assert lives[0].split()[1] in ("step", "before", "after")
-        assert_same_run(folder, expected)
+def test_killed_at_any_event_a_run_and_a_chain_end_in_the_same_weights(lived, tmp_path, part):
+    """Of the run every event, of the chain every third."""
+    for job, name, step, same in (("one_run", "run", 8, assert_same_run), ("chain", "chain", 24, assert_same_chain)):
+        (events, expected) = lived[name]
+        kills = range(1 + part, int(events[-1].split()[0]) + 1, step)
+        for lives, folder in run(tmp_path / job, *((job, [event]) for event in kills)):
+            assert lives[0].split()[1] in ("step", "before", "after")
+            same(folder, expected)
 
 
 def train_cifar100(data_root: Path, run_dir: Path, changes: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -210,4 +256,4 @@ def assert_secure_run_agrees(checkpoint: Path, data_root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
