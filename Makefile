@@ -67,7 +67,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.run: $(VENV)/.torch $(SOURCES)
-	$(PIP) --editable '.[demo,train,secure,crypten]'
+	$(PIP) --editable '.[demo,secure,crypten]'
 	$(PIP) --no-deps $(CRYPTEN)
 	touch $@
 

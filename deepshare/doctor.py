@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 _BACKEND_NAMES = {"reference": "plain PyTorch", "cpu": "C++", "triton": "Triton", "cuda": "C++/CUDA"}
 _OPTIONAL = {
-    "kornia": "colour jitter in training (pip install 'deepshare[train]')",
     "matplotlib": "plots of the demo (pip install 'deepshare[demo]')",
     "scikit-learn": "the digits of the demo (pip install 'deepshare[demo]')",
 }

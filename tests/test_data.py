@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deepshare import data
+from deepshare.data import augment as augmentation
 from deepshare.data import cifar
 from deepshare.data.dataset import Split, cut, statistics, stratified
 
@@ -92,8 +93,9 @@ def test_statistics_are_those_of_the_pixels():
 
 def test_evaluation_batches_are_every_image_in_order_normalised(digits):
     batches = digits.batches("test", 100)
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels, rows = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert (len(batches), batches.image_count) == (4, 360)
+    assert torch.equal(rows, torch.arange(360))
     assert torch.equal(labels, digits.test.labels)
     expected = (digits.test.images.double() / 255 - digits.mean[0]) / digits.std[0]
     torch.testing.assert_close(images.double(), expected, atol=1e-6, rtol=1e-6)
@@ -101,47 +103,111 @@ def test_evaluation_batches_are_every_image_in_order_normalised(digits):
 
 def test_training_batches_are_a_shuffle_without_the_short_one(digits):
     batches = digits.batches("train", 128, seed=7)
-    labels = [part for _, part in batches]
-    assert [len(part) for part in labels] == [128] * 10
+    assert [len(batch.labels) for batch in batches] == [128] * 10
     assert batches.image_count == 1280
-    images = torch.cat([part for part, _ in batches])
-    assert len(torch.unique(images.flatten(1), dim=0)) == 1280
-    assert not torch.equal(torch.cat(labels), torch.cat([part for _, part in digits.batches("train", 128, seed=8)]))
+    images, labels, rows = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert len(rows.unique()) == 1280
+    assert torch.equal(labels, digits.train.labels[rows])
+    torch.testing.assert_close(images, digits.normalise(digits.train.images[rows]))
+    other = torch.cat([batch.rows for batch in digits.batches("train", 128, seed=8)])
+    assert not torch.equal(rows, other)
 
 
 def test_augmented_batches_depend_on_their_seed_alone(digits):
     augment = data.Augment(crop_padding=1)
     torch.manual_seed(1)
-    first = [images for images, _ in digits.batches("train", 64, augment=augment, seed=5)]
+    first = [batch.images for batch in digits.batches("train", 64, augment=augment, seed=5)]
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    again = [images for images, _ in digits.batches("train", 64, augment=augment, seed=5)]
+    again = [batch.images for batch in digits.batches("train", 64, augment=augment, seed=5)]
     assert all(map(torch.equal, first, again))
     assert torch.equal(before, torch.random.get_rng_state())
-    plain = [images for images, _ in digits.batches("train", 64, seed=5)]
+    plain = [batch.images for batch in digits.batches("train", 64, seed=5)]
     assert not torch.allclose(plain[0], first[0])
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_shares_of_all_ranks_are_the_batches_of_one(digits, world, seed):
+    augment = None if seed is None else data.Augment(crop_padding=1, flip=True)
+    whole = list(digits.batches("test", 96, augment=augment, seed=seed))
+    ranks = [digits.batches("test", 96, augment=augment, seed=seed, share=(rank, world)) for rank in range(world)]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        for field, of_ranks in zip(batch, zip(*parts, strict=True), strict=True):
+            assert torch.equal(field, torch.cat(of_ranks))
+        assert len({len(part.rows) for part in parts}) == 1 or seed is None
+
+
+@pytest.mark.parametrize(("share", "words"), [((2, 2), "rank < world"), ((0, 5), "64 images .* by 5 ranks")])
+def test_impossible_shares_are_refused(digits, share, words):
+    with pytest.raises(data.DataError, match=words):
+        digits.batches("train", 64, seed=0, share=share)
+
+
+def changed(augment: data.Augment, images: torch.Tensor) -> tuple[torch.Tensor, augmentation.Changes]:
+    """`images` as one batch, changed, and what was drawn for them."""
+    generator = torch.Generator().manual_seed(0)
+    (changes,) = augment.draw(1, len(images), generator, torch.device("cpu"))
+    return augment(images, changes), changes
+
+
+def random_images(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
 def test_crop_shifts_each_image_by_whole_pixels():
-    image = torch.rand(1, 3, 6, 6)
-    shifted = data.Augment(crop_padding=2)(image.expand(64, 3, 6, 6), seed=0)
-    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
-    windows = padded.unfold(2, 6, 1).unfold(3, 6, 1)[0].permute(1, 2, 0, 3, 4).reshape(25, 3, 6, 6)
-    distance = (shifted[:, None] - windows[None]).abs().amax((2, 3, 4))
-    assert float(distance.min(1).values.max()) < 1e-5
-    assert len(distance.argmin(1).unique()) > 10  # drawn per image, of 25 shifts
+    image = random_images(1)
+    shifted, changes = changed(data.Augment(crop_padding=2), image.expand(64, 3, 6, 7))
+    padded = torch.nn.functional.pad(image[0], (2, 2, 2, 2)).float() / 255
+    for one, row, column in zip(shifted, *changes.window.tolist(), strict=True):
+        assert torch.equal(one, padded[:, row : row + 6, column : column + 7])
+    assert len({tuple(window) for window in changes.window.T.tolist()}) > 15  # drawn per image, of 25 shifts
+    assert (int(changes.window.min()), int(changes.window.max())) == (0, 4)
 
 
-def test_flip_and_jitter_are_drawn_per_image():
-    image = torch.rand(1, 3, 6, 6).expand(64, 3, 6, 6)
-    flipped = data.Augment(flip=True)(image, seed=0)
-    mirrored = (flipped == image.flip(3)).flatten(1).all(1)
-    assert torch.equal(mirrored, ~(flipped == image).flatten(1).all(1))
-    assert 16 < int(mirrored.sum()) < 48
-    jittered = data.Augment(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)(image, seed=0)
-    assert len(torch.unique(jittered.flatten(1), dim=0)) == 64
+def test_flip_is_drawn_per_image():
+    image = random_images(1)
+    flipped, changes = changed(data.Augment(flip=True), image.expand(64, 3, 6, 7))
+    unit = image.float() / 255
+    for one, mirrored in zip(flipped, changes.mirrored, strict=True):
+        assert torch.equal(one, unit[0].flip(2) if mirrored else unit[0])
+    assert 16 < int(changes.mirrored.sum()) < 48
+
+
+def test_jitter_is_drawn_per_image_and_its_order_per_batch():
+    augment = data.Augment(brightness=0.3, contrast=0.2, saturation=0.1, hue=0.05)
+    jittered, changes = changed(augment, random_images(1).expand(256, 3, 6, 7))
+    assert len(torch.unique(jittered.flatten(1), dim=0)) == 256
     assert float(jittered.min()) >= 0
     assert float(jittered.max()) <= 1
+    for factors, middle, strength in zip(changes.factors, (1, 1, 1, 0), (0.3, 0.2, 0.1, 0.05), strict=True):
+        low, high = float(factors.min()) - middle, float(factors.max()) - middle
+        assert -strength <= low < -0.9 * strength
+        assert 0.9 * strength < high <= strength
+    drawn = augment.draw(60, 2, torch.Generator().manual_seed(0), torch.device("cpu"))
+    orders = {changes.order for changes in drawn}
+    assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2, 3)}
+    assert len(orders) > 15  # of 24
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_colours_change_as_in_kornia(kind):
+    """Each formula beside kornia's, on random colours, on grey, black and white ones."""
+    from kornia import enhance
+
+    theirs = (
+        enhance.adjust_brightness_accumulative,
+        enhance.adjust_contrast_with_mean_subtraction,
+        enhance.adjust_saturation_with_gray_subtraction,
+        lambda unit, turn: enhance.adjust_hue(unit, 2 * torch.pi * turn),
+    )[kind]
+    unit = random_images(40).float() / 255
+    unit[0], unit[1], unit[2] = 0.0, 1.0, unit[2, :1]
+    unit[3] = (unit[3] > 0.5).float()  # the corners of the colour cube, where two channels are the largest
+    factor = torch.linspace(-0.5, 0.5, 40) + (kind < 3)
+    ours = augmentation.CHANGES[kind](unit, factor.view(-1, 1, 1, 1))
+    torch.testing.assert_close(ours, theirs(unit, factor), atol=2e-6, rtol=0)
+    assert not torch.allclose(ours, unit, atol=0.01)
 
 
 @pytest.mark.parametrize("wrong", [{"crop_padding": -1}, {"brightness": 1.5}, {"hue": 0.6}])
@@ -152,7 +218,7 @@ def test_augment_refuses_impossible_strengths(wrong):
 
 def test_jitter_refuses_grey_images():
     with pytest.raises(data.DataError, match="RGB"):
-        data.Augment(brightness=0.1)(torch.rand(2, 1, 8, 8), seed=0)
+        changed(data.Augment(brightness=0.1), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 def test_unknown_name_lists_the_known_ones():

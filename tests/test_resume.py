@@ -88,7 +88,7 @@ def live(job: str, run_dir: Path, kill_at: int | None, events: Path) -> None:
 
 def main(folder: Path, runs: list[tuple[str, list[float]]]) -> None:
     """Per run one life per kill, then one to its end. Forked: all imports, torch's late ones too, are made once."""
-    for module in ("deepshare.train", "kornia.augmentation", "sklearn.datasets", "torch._dynamo"):
+    for module in ("deepshare.train", "sklearn.datasets", "torch._dynamo"):
         importlib.import_module(module)
     counts: dict[str, int] = {}
     for number, (job, kills) in enumerate(runs):

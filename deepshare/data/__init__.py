@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepshare.data.augment import Augment
-from deepshare.data.batches import Batches
+from deepshare.data.batches import Batch, Batches
 from deepshare.data.cifar import CIFAR10, CIFAR100, CIFAR100_COARSE, load_cifar_splits
 from deepshare.data.dataset import Dataset, Split, cut, statistics
 from deepshare.data.digits import load_digits_splits
 from deepshare.data.errors import DataError
 from deepshare.data.tiny_imagenet import load_tiny_imagenet_splits
 
-__all__ = ["NAMES", "Augment", "Batches", "DataError", "Dataset", "Split", "load"]
+__all__ = ["NAMES", "Augment", "Batch", "Batches", "DataError", "Dataset", "Split", "load"]
 
 _CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100, "cifar100-coarse": CIFAR100_COARSE}
 _CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "cifar100-coarse": 20, "tiny-imagenet": 200}

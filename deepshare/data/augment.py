@@ -1,14 +1,39 @@
-"""Random changes to a batch of training images, on their device, by kornia."""
+"""Random changes to training images: drawn for a whole epoch at once, applied to a batch on its device.
+
+What is drawn lies on the device before the first batch, so that no batch makes the host wait or copies anything.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from deepshare.data.errors import DataError
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's and Pillow's greyscale
+
+
+class Changes(NamedTuple):
+    """What happens to each of N images.
+
+    window: int64 [2, N], row and column in the padded image where the crop begins
+    mirrored: bool [N]
+    factors: float32 [4, N], of brightness, contrast, saturation and hue
+    order: in which the four are applied, to all N
+    """
+
+    window: Tensor
+    mirrored: Tensor
+    factors: Tensor
+    order: tuple[int, ...]
+
+    def __getitem__(self, rows: slice) -> Changes:  # type: ignore[override]  # by image, not by field
+        return Changes(self.window[:, rows], self.mirrored[rows], self.factors[:, rows], self.order)
 
 
 @dataclass(frozen=True)
@@ -17,7 +42,8 @@ class Augment:
 
     crop_padding: pixels of zero padding around the image before a crop of its own size (0: no crop)
     flip: mirror left-right with probability 1/2
-    brightness, contrast, saturation, hue: strengths of colour jitter as in torchvision (0: off); RGB only
+    brightness, contrast, saturation, hue: strengths of colour jitter, torchvision's ColorJitter (0: off); RGB only. Its
+        order is drawn per batch, there per image
     """
 
     crop_padding: int = 0
@@ -37,42 +63,106 @@ class Augment:
             raise DataError(f"hue must be between 0 and 0.5 (got {self.hue})")
 
     @property
-    def jitters(self) -> bool:
-        return any((self.brightness, self.contrast, self.saturation, self.hue))
+    def strengths(self) -> tuple[float, float, float, float]:
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+    @property
+    def changes_nothing(self) -> bool:
+        return not (self.crop_padding or self.flip or any(self.strengths))
+
+    def draw(
+        self,
+        batches: int,
+        batch_size: int,
+        generator: torch.Generator,  # of the CPU: the same changes on every device
+        device: torch.device,
+    ) -> Iterator[Changes]:
+        """The changes of `batches` batches, drawn in one go and copied to `device` in one go."""
+        count = batches * batch_size
+        window = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator).to(device)
+        mirrored = (torch.rand(count, generator=generator) < 0.5).to(device)
+        spread = torch.rand(4, count, generator=generator).mul_(2).sub_(1) * torch.tensor(self.strengths)[:, None]
+        factors = (spread + torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]).to(device)
+        orders = torch.rand(batches, 4, generator=generator).argsort(dim=1).tolist()
+        whole = Changes(window, mirrored, factors, ())
+        for step, order in enumerate(orders):
+            yield whole[step * batch_size : (step + 1) * batch_size]._replace(order=tuple(order))
 
     def __call__(
         self,
-        images: Tensor,  # float [N, C, H, W] in [0, 1]
-        seed: int,
+        images: Tensor,  # uint8 [N, C, H, W]
+        changes: Changes,  # of N images
     ) -> Tensor:
-        """The changed batch, same shape; the same seed gives the same changes and touches no other generator."""
-        channels, height, width = images.shape[1:]
-        if self.jitters and channels != 3:
-            raise DataError(f"colour jitter needs RGB images (got {channels} channels)")
-        # kornia draws from PyTorch's global CPU generator, also for images on a GPU: seed it here, then restore it.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            for step in _steps(self, height, width):
-                images = step(images)
-        return images
+        """The changed images as float32 [N, C, H, W] in [0, 1]."""
+        if self.crop_padding:
+            images = _crop(images, changes.window, self.crop_padding)
+        if self.flip:
+            images = torch.where(changes.mirrored[:, None, None, None], images.flip(3), images)
+        unit = images.float() / 255
+        return _jitter(unit, changes, self.strengths) if any(self.strengths) else unit
 
 
-@lru_cache(maxsize=8)
-def _steps(augment: Augment, height: int, width: int) -> tuple[nn.Module, ...]:
-    """kornia's modules for `augment`: made once, they keep nothing from batch to batch that matters."""
-    try:
-        import kornia.augmentation as K  # 0.25 s to import; whoever does not train does not pay for it
-    except ImportError as error:
-        raise DataError("augmentation needs kornia, which is not installed: pip install kornia") from error
+def _crop(images: Tensor, window: Tensor, padding: int) -> Tensor:
+    """A window of each image's own size from the image with a border of zeros."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding, padding, padding, padding))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, C, 2 padding + 1, 2 padding + 1, H, W]
+    return windows[torch.arange(count, device=images.device), :, window[0], window[1]]
 
-    steps: list[nn.Module] = []
-    if augment.crop_padding:
-        # "resample" moves the whole batch in one grid_sample; "slice" loops over images. Shifts are whole pixels,
-        # so both give the same image to 1e-6 (a test holds kornia to that).
-        steps.append(K.RandomCrop((height, width), padding=augment.crop_padding, cropping_mode="resample"))
-    if augment.flip:
-        steps.append(K.RandomHorizontalFlip(p=0.5))
-    if augment.jitters:
-        strengths = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
-        steps.append(K.ColorJitter(*strengths, p=1.0))
-    return tuple(steps)
+
+def _jitter(unit: Tensor, changes: Changes, strengths: Sequence[float]) -> Tensor:
+    if unit.shape[1] != 3:
+        raise DataError(f"colour jitter needs RGB images (got {unit.shape[1]} channels)")
+    for kind in changes.order:
+        if strengths[kind]:
+            unit = CHANGES[kind](unit, changes.factors[kind].view(-1, 1, 1, 1))
+    return unit
+
+
+def brighten(unit: Tensor, factor: Tensor) -> Tensor:
+    """factor * x, cut to [0, 1]; unit is [N, 3, H, W] in [0, 1] and factor [N, 1, 1, 1], here and below."""
+    return (unit * factor).clamp_(0, 1)
+
+
+def contrast(unit: Tensor, factor: Tensor) -> Tensor:
+    """factor * x + (1 - factor) * mean grey of the image, cut to [0, 1]."""
+    return _blend(unit, _grey(unit).mean((2, 3), keepdim=True), factor)
+
+
+def saturate(unit: Tensor, factor: Tensor) -> Tensor:
+    """factor * x + (1 - factor) * grey, cut to [0, 1]."""
+    return _blend(unit, _grey(unit), factor)
+
+
+def turn_hue(unit: Tensor, turn: Tensor) -> Tensor:
+    """The hue turned by `turn` of the colour circle, saturation and value (of HSV) kept.
+
+    With v the largest channel, c the largest minus the least and h the hue in [0, 1), channel n of RGB is
+    v - c * clamp(min(k, 4 - k), 0, 1), k = (n + 6 h) mod 6, n = 5, 3, 1.
+    """
+    red, green, blue = unit.split(1, dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    steepness = chroma.clamp_min(torch.finfo(unit.dtype).tiny).reciprocal_()  # of grey nothing is seen: c is 0 below
+    sixths = torch.where(
+        red == value,
+        (green - blue) * steepness,
+        torch.where(green == value, (blue - red) * steepness + 2, (red - green) * steepness + 4),
+    )
+    k = sixths + 6 * turn + torch.arange(5, 0, -2, device=unit.device).view(3, 1, 1)
+    k -= 6 * (k / 6).floor_()  # torch.remainder takes three times as long on a CPU
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+def _blend(unit: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """torch.lerp takes four times as long on a CPU where it has to broadcast."""
+    return (unit * factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
+def _grey(unit: Tensor) -> Tensor:
+    """[N, 1, H, W]"""
+    red, green, blue = unit.split(1, dim=1)
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+
+
+CHANGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brighten, contrast, saturate, turn_hue)

@@ -72,13 +72,22 @@ class Dataset:
         return (unit - _per_channel(self.mean, unit.device)) / _per_channel(self.std, unit.device)
 
     def batches(
-        self, split: str, batch_size: int, *, augment: Augment | None = None, seed: int | None = None
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        augment: Augment | None = None,
+        seed: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> Batches:
-        """Batches of `split` ("train", "val" or "test"): in order, or shuffled and augmented by `seed`."""
+        """Batches of `split` ("train", "val" or "test"): in order, or shuffled and augmented by `seed`; of each the
+        part of rank share[0] of share[1]."""
         if split not in ("train", "val", "test"):
             raise DataError(f"batches: split must be train, val or test (got {split!r})")
         part: Split = getattr(self, split)
-        return Batches(part.images, part.labels, batch_size, normalise=self.normalise, augment=augment, seed=seed)
+        return Batches(
+            part.images, part.labels, batch_size, normalise=self.normalise, augment=augment, seed=seed, share=share
+        )
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from deepshare.data import Batches
+from deepshare.data import Batch, Batches
 from deepshare.nn import LearnedMask, SharedReLU2d
 from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.task import Task
@@ -13,7 +13,7 @@ from deepshare.train.task import Task
 
 def train_epoch(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     task: Task,
     optimizer: torch.optim.Optimizer,
     after_step: Callable[[int, Tensor], None],
@@ -25,9 +25,9 @@ def train_epoch(
     """
     model.train()
     total, steps = torch.zeros(()), 0
-    for images, labels in batches:
+    for batch in batches:
         optimizer.zero_grad(set_to_none=True)
-        loss = task(model, images, labels)
+        loss = task(model, batch.images, batch.labels)
         loss.backward()
         optimizer.step()
         total = total.to(loss.device) + loss.detach()
@@ -40,7 +40,7 @@ def train_epoch(
 def evaluate(model: nn.Module, batches: Batches) -> float | None:
     """Share of images whose label has the largest logit, in [0, 1]; None if there are no images."""
     model.eval()
-    right = [(model(images).argmax(1) == labels).sum() for images, labels in batches]
+    right = [(model(batch.images).argmax(1) == batch.labels).sum() for batch in batches]
     return float(torch.stack(right).sum()) / batches.image_count if right else None
 
 

@@ -153,7 +153,7 @@ def _check_splits(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _check_first_batch(recipe: Recipe, dataset: Dataset) -> None:
-    """Augment two images: what cannot work with this data (or without kornia) ends the run before it has a folder."""
+    """Augment two images: what cannot work with this data ends the run before it has a folder."""
     try:
         next(iter(dataset.batches("train", 2, augment=recipe.data.augment, seed=0)))
     except RuntimeError as error:  # such as padding that needs more memory than there is
