@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,8 @@ from deepshare.data.errors import DataError
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's and Pillow's greyscale
 
 
-class Changes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Changes:
     """What happens to each of N images.
 
     window: int64 [2, N], row and column in the padded image where the crop begins
@@ -32,7 +32,7 @@ class Changes(NamedTuple):
     factors: Tensor
     order: tuple[int, ...]
 
-    def __getitem__(self, rows: slice) -> Changes:  # type: ignore[override]  # by image, not by field
+    def __getitem__(self, rows: slice) -> Changes:
         return Changes(self.window[:, rows], self.mirrored[rows], self.factors[:, rows], self.order)
 
 
@@ -84,9 +84,9 @@ class Augment:
         spread = torch.rand(4, count, generator=generator).mul_(2).sub_(1) * torch.tensor(self.strengths)[:, None]
         factors = (spread + torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]).to(device)
         orders = torch.rand(batches, 4, generator=generator).argsort(dim=1).tolist()
-        whole = Changes(window, mirrored, factors, ())
         for step, order in enumerate(orders):
-            yield whole[step * batch_size : (step + 1) * batch_size]._replace(order=tuple(order))
+            batch = slice(step * batch_size, (step + 1) * batch_size)
+            yield Changes(window, mirrored, factors, tuple(order))[batch]
 
     def __call__(
         self,
