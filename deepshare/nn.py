@@ -74,6 +74,11 @@ class SharedReLU2d(nn.Module):
         return self.channel_map.prototypes
 
     @property
+    def is_hard(self) -> bool:
+        """Whether no channel has a soft gate; asking does not wait for the device."""
+        return self._hard
+
+    @property
     def soft_channels(self) -> int:
         return 0 if self._hard else int(self.soft_switch)
 
@@ -186,7 +191,9 @@ class LearnedMask(nn.Module):
         self.zero_out = zero_out
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
-        return _per_element(self.mask, x) * torch.relu(x) if self.zero_out else masked_relu(x, self.mask)
+        if self.zero_out:  # multiplied in the mask's precision, whatever x's is
+            return (_per_element(self.mask, x) * torch.relu(x)).to(x.dtype)
+        return masked_relu(x, self.mask)
 
     def extra_repr(self) -> str:
         return str(list(self.mask.shape)) + (", zero_out=True" if self.zero_out else "")

@@ -5,6 +5,7 @@ import torch
 
 from deepshare.train import load_recipe
 from deepshare.train.compute import Compute, ComputeRecipe
+from deepshare.train.errors import RecipeError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -21,13 +22,13 @@ def test_what_is_said_overrides_the_device():
 
 
 def test_a_graph_on_the_cpu_is_refused():
-    with pytest.raises(ValueError, match=r"compute\.graph: wanted .* on cpu, got true"):
+    with pytest.raises(RecipeError, match=r"compute\.graph: wanted .* on cpu, got true"):
         ComputeRecipe(graph=True).on(CPU)
 
 
 def test_several_processes_have_no_graph():
     assert not ComputeRecipe().on(CUDA, 2).graph
-    with pytest.raises(ValueError, match=r"compute\.graph: wanted .* for 2 processes, got true"):
+    with pytest.raises(RecipeError, match=r"compute\.graph: wanted .* for 2 processes, got true"):
         ComputeRecipe(graph=True).on(CUDA, 2)
 
 

@@ -11,6 +11,11 @@ from deepshare.plan import Plan, apply_plan
 from deepshare.train import load_recipe, networks, task, train
 from deepshare.train.loop import evaluate, make_optimizer
 from deepshare.train.task import Distillation, HardLabels
+from deepshare.train.teacher import Network
+
+
+def batch_of(images: torch.Tensor, labels: torch.Tensor) -> data.Batch:
+    return data.Batch(images, labels, torch.arange(len(labels)))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -25,10 +30,11 @@ def test_distillation_is_the_formula():
     hard = -np.log(softmax(ours)[np.arange(5), labels]).mean()
     student, teacher = softmax(ours / 4), softmax(theirs / 4)
     soft = (teacher * (np.log(teacher) - np.log(student))).sum(1).mean()
-    distil = Distillation(Fixed(theirs), temperature=4, weight=0.3)
-    loss = distil(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels))
+    distil = Distillation(Network(Fixed(theirs)), temperature=4, weight=0.3)
+    batch = batch_of(torch.zeros(5, 1), torch.from_numpy(labels))
+    loss = distil(Fixed(ours), batch)
     assert loss.item() == pytest.approx(0.7 * hard + 0.3 * 16 * soft, rel=1e-12)
-    assert HardLabels()(Fixed(ours), torch.zeros(5, 1), torch.from_numpy(labels)).item() == pytest.approx(hard)
+    assert HardLabels()(Fixed(ours), batch).item() == pytest.approx(hard)
 
 
 def entropy_gap(teacher: np.ndarray, student: np.ndarray) -> float:
@@ -88,10 +94,13 @@ def test_masks_are_learned_by_adam_without_weight_decay():
 
 def test_the_lasso_is_added_to_any_task():
     masks = [torch.tensor([0.5, -2.0], requires_grad=True)]
-    loss = task.WithLasso(HardLabels(), masks, 0.1)(Fixed(np.zeros((2, 4))), torch.zeros(2, 1), torch.tensor([0, 1]))
+    with_lasso, batch = task.WithLasso(HardLabels(), masks, 0.1), batch_of(torch.zeros(2, 1), torch.tensor([0, 1]))
+    loss = with_lasso(Fixed(np.zeros((2, 4))), batch)
     assert loss.item() == pytest.approx(np.log(4) + 0.25)
     loss.backward()
     assert masks[0].grad.tolist() == pytest.approx([0.1, -0.1])
+    with_lasso.coefficient.fill_(0.2)
+    assert with_lasso(Fixed(np.zeros((2, 4))), batch).item() == pytest.approx(np.log(4) + 0.5)
 
 
 class Fixed(nn.Module):
@@ -109,7 +118,8 @@ def test_the_teacher_neither_learns_nor_normalises_by_the_batch():
     teacher = models.create("resnet18", num_classes=10, width=4, in_channels=1).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     student = models.create("resnet18", num_classes=10, width=4, in_channels=1)
-    Distillation(teacher, 4, 0.5)(student, torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)).backward()
+    batch = batch_of(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))
+    Distillation(Network(teacher), 4, 0.5)(student, batch).backward()
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(value.grad is None for value in teacher.parameters())
     assert all(value.grad is not None for value in student.parameters())

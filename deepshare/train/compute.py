@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from deepshare.train.errors import require
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -29,17 +31,24 @@ class Compute:
     compile: bool
     sync_batch_norm: bool = True
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def place(self, model: nn.Module) -> nn.Module:
         """`model` on the device and in the memory format, in place; activations take the format of the weights."""
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def place_frozen(self, model: nn.Module) -> nn.Module:
+        """`place` for a network whose weights stay: what autocast would cast to bfloat16 at every call is cast once."""
+        for module in self.place(model).modules():
+            if self.bf16 and isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+        return model
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which networks and losses are evaluated.
-
-        Nothing is cached from one entry to the next: a cast kept from a captured step would be stale outside it.
-        """
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.graph)
+        """The context of forward passes and losses. Casts are not kept: a captured step's would be stale outside it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
 
 @dataclass(frozen=True)
@@ -61,16 +70,19 @@ class ComputeRecipe:
     sync_batch_norm: bool = True
 
     def on(self, device: torch.device, processes: int = 1) -> Compute:
-        """What this recipe does on `device`. Raises ValueError: a captured graph is wanted where there is none."""
+        """What this recipe does on `device`, in one of `processes` that train together.
+
+        Raises RecipeError: a captured graph is wanted where there is none.
+        """
         cuda, alone = device.type == "cuda", processes == 1
-        if self.graph is True and not (cuda and alone):
-            where = f"on {device}" if alone else f"for {processes} processes"
-            raise ValueError(f'compute.graph: wanted "auto" or false {where}, got true')
+        where = f"on {device}" if alone else f"for {processes} processes"
+        can_capture = cuda and alone  # collectives in a capture want settings of NCCL that nobody could test here
+        require(can_capture or self.graph is not True, f'compute.graph: wanted "auto" or false {where}, got true')
         return Compute(
             device,
             bf16=cuda if self.precision == "auto" else self.precision == "bf16",
             channels_last=cuda if self.channels_last == "auto" else self.channels_last,
-            graph=cuda and alone if self.graph == "auto" else self.graph,
+            graph=can_capture if self.graph == "auto" else self.graph,
             compile=self.compile,
             sync_batch_norm=self.sync_batch_norm,
         )

@@ -8,29 +8,23 @@ from torch import Tensor, nn
 from deepshare.data import Batch, Batches
 from deepshare.nn import LearnedMask, SharedReLU2d
 from deepshare.train.phase_recipe import PhaseRecipe
-from deepshare.train.task import Task
+from deepshare.train.step import TrainingStep
 
 
 def train_epoch(
-    model: nn.Module,
+    step: TrainingStep,
     batches: Iterable[Batch],
-    task: Task,
-    optimizer: torch.optim.Optimizer,
     after_step: Callable[[int, Tensor], None],
 ) -> float:
-    """Train `model` over `batches` once; returns the mean loss.
+    """Train with `step` on `batches` once; returns the mean loss.
 
     `after_step(steps, sum of losses so far)` gets the sum as a tensor on the device: reading it waits for the
     device, so the reader decides how often. The loop itself waits once, at the end.
     """
-    model.train()
+    step.model.train()
     total, steps = torch.zeros(()), 0
     for batch in batches:
-        optimizer.zero_grad(set_to_none=True)
-        loss = task(model, batch.images, batch.labels)
-        loss.backward()
-        optimizer.step()
-        total = total.to(loss.device) + loss.detach()
+        total = step(batch) + total.to(batch.images.device)
         steps += 1
         after_step(steps, total)
     return float(total) / max(steps, 1)
@@ -64,5 +58,5 @@ def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.Optimize
     ]
     groups = [group for group in groups if group["params"]]
     if phase.kind == "masks":
-        return torch.optim.Adam(groups, lr=phase.lr, betas=(phase.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum)
+        return torch.optim.Adam(groups, lr=phase.lr, betas=(phase.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=phase.lr, momentum=phase.momentum, fused=True)

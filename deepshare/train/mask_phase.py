@@ -22,6 +22,7 @@ from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.phases import EVAL_BATCH, phase_task, resumed_optimizer, save_network, train_one_epoch
 from deepshare.train.rows import Row
 from deepshare.train.run import Run
+from deepshare.train.step import training_step
 from deepshare.train.task import WithLasso
 
 
@@ -53,12 +54,14 @@ def run_masks(run: Run, phase: PhaseRecipe, state: State) -> None:
     assert budget is not None  # as Recipe and PlanRecipe require of this method
     model, at = _student(run, phase, state, settings), _progress(run.plan, state, settings)
     masks = {site.name: _learned(model, site.name).mask for site in snl.mask_sites(run.plan)}
-    optimizer, task = resumed_optimizer(model, phase, state), phase_task(run, phase)
+    optimizer = resumed_optimizer(model, phase, state)
+    with_lasso = WithLasso(phase_task(run, phase), list(masks.values()), at.lasso)
+    step = training_step(model, with_lasso, optimizer, run.compute)
     keeper = PhaseKeeper(run, phase, state, optimizer)
     while keeper.state.epoch < phase.epochs and at.count > budget:
         keeper.pause_in_time()
-        with_lasso = WithLasso(task, list(masks.values()), at.lasso)
-        row = train_one_epoch(run, phase, run.plan, model, model, with_lasso, optimizer, keeper.state.epoch)
+        with_lasso.coefficient.fill_(at.lasso)
+        row = train_one_epoch(run, phase, run.plan, model, step, keeper.state.epoch)
         kept = snl.count_kept(run.plan, masks, settings.epsilon)
         row |= {"drelus": sum(kept.values()), "lasso": at.lasso, "site_drelus": " ".join(map(str, kept.values()))}
         at = at.after_epoch(settings, sum(kept.values()))
@@ -87,7 +90,7 @@ def _student(run: Run, phase: PhaseRecipe, state: State, settings: snl.SNLSettin
     else:
         model = networks.fresh(run.recipe, run.spec, start, phase.kind)
     _learn(model, values)
-    return model.requires_grad_(True).to(run.device)
+    return run.compute.place(model.requires_grad_(True))
 
 
 def _learn(model: nn.Module, values: Mapping[str, Tensor]) -> None:

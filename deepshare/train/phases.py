@@ -21,7 +21,9 @@ from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.rows import Row
 from deepshare.train.run import Run
 from deepshare.train.seeds import derive
+from deepshare.train.step import TrainingStep, training_step
 from deepshare.train.task import Decoupled, Distillation, HardLabels, Task, kl
+from deepshare.train.teacher import KnownLogits, Network, Teacher
 
 EVAL_BATCH = 512
 
@@ -34,11 +36,11 @@ def run_phase(run: Run, phase: PhaseRecipe, state: State) -> None:
     """
     model, plan = _student(run, phase, state)
     optimizer = resumed_optimizer(model, phase, state)
-    task, forward = phase_task(run, phase), fuse(model, plan.input_size)
+    step = training_step(fuse(model, plan.input_size), phase_task(run, phase), optimizer, run.compute)
     keeper = PhaseKeeper(run, phase, state, optimizer)
     for epoch in range(state.epoch, phase.epochs):
         keeper.pause_in_time()
-        row = train_one_epoch(run, phase, plan, model, forward, task, optimizer, epoch)
+        row = train_one_epoch(run, phase, plan, model, step, epoch)
         keep = partial(_copy_writer, run, model, plan, row) if phase.keeps_best else None
         keeper.after_epoch(row, partial(save_network, run, model, plan, row), keep)
     keeper.end(partial(save_network, run, model, plan, keeper.state.rows[-1]))
@@ -63,7 +65,7 @@ def _student(run: Run, phase: PhaseRecipe, state: State) -> tuple[nn.Module, Pla
     model.requires_grad_(True)
     if not run.recipe.plan.affine:
         networks.freeze_affine(model)
-    return model.to(run.device), plan
+    return run.compute.place(model), plan
 
 
 def resumed_optimizer(model: nn.Module, phase: PhaseRecipe, state: State) -> torch.optim.Optimizer:
@@ -83,10 +85,19 @@ def phase_task(run: Run, phase: PhaseRecipe) -> Task:
     if phase.distill == "none":
         return HardLabels()
     settings = run.recipe.distill
-    teacher = fuse(run.end_of(phase.distill), run.plan.input_size)
+    teacher = _teacher(run, phase)
     decoupled = settings.alpha is not None and settings.beta is not None  # as DistillRecipe resolves them
     divergence = Decoupled(settings.alpha, settings.beta) if decoupled else kl  # type: ignore[arg-type]
     return Distillation(teacher, settings.temperature, settings.weight, divergence)
+
+
+def _teacher(run: Run, phase: PhaseRecipe) -> Teacher:
+    """The network a phase learns from; where augmentation changes no image, what it says of each is computed here."""
+    network = Network(fuse(run.compute.place_frozen(run.end_of(phase.distill)), run.plan.input_size))
+    if not run.recipe.data.augment.changes_nothing:
+        return network
+    with run.compute.autocast():
+        return KnownLogits(network, run.dataset.batches("train", phase.batch_size))
 
 
 def train_one_epoch(
@@ -94,26 +105,24 @@ def train_one_epoch(
     phase: PhaseRecipe,
     plan: Plan,
     model: nn.Module,
-    forward: nn.Module,  # the same network in fewer passes
-    task: Task,
-    optimizer: torch.optim.Optimizer,
+    step: TrainingStep,  # of the same network in fewer passes
     epoch: int,
 ) -> Row:
     """Epoch number `epoch` (from 0) and its validation; returns its row of metrics."""
     if phase.kind == "switch":
         networks.switch(model, epoch, phase.epochs - phase.hold)
     lr = phase.learning_rate.at(epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    step.set_learning_rate(lr)
     batches = _batches(run, phase, epoch)
     run.progress.start_epoch(phase.kind, epoch + 1, phase.epochs, len(batches), batches.image_count)
-    loss = train_epoch(forward, batches, task, optimizer, run.progress.after_step)
+    loss = train_epoch(step, batches, run.progress.after_step)
     seconds = run.progress.training_seconds()
     if not math.isfinite(loss):
         raise TrainingError(
             f"{phase.kind}, epoch {epoch + 1}: the loss is {loss}; lower phase.{phase.kind}.lr (it was {lr:g} here)"
         )
-    accuracy = evaluate(forward, run.dataset.batches("val", EVAL_BATCH))
+    with run.compute.autocast():
+        accuracy = evaluate(step.model, run.dataset.batches("val", EVAL_BATCH))
     return {
         "phase": phase.kind,
         "epoch": epoch + 1,

@@ -10,6 +10,7 @@ from torch import nn
 from deepshare.checkpoint import load_checkpoint
 from deepshare.data import Dataset
 from deepshare.plan import Plan
+from deepshare.train.compute import Compute
 from deepshare.train.progress import Progress
 from deepshare.train.recipe import Recipe
 from deepshare.train.rows import Row
@@ -36,6 +37,10 @@ class Run:
     allowance: Allowance
     checkpoint_seconds: float
     rows: list[Row] = field(default_factory=list)
+
+    @property
+    def compute(self) -> Compute:
+        return self.recipe.compute.on(self.device)
 
     def end_of(self, phase: str) -> nn.Module:
         """The network as `phase` left it, on the device."""

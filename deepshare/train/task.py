@@ -7,25 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepshare.data import Batch
 from deepshare.methods.snl import lasso_norm
+from deepshare.train.teacher import Teacher, full_precision
 
 
 class Task(Protocol):
-    """A loss: scalar tensor with gradient, from the student, a batch and its labels."""
+    """A loss: scalar tensor with gradient, from the student and a batch; float32 at least."""
 
-    def __call__(
-        self,
-        student: nn.Module,
-        images: Tensor,  # float [N, C, H, W]
-        labels: Tensor,  # int64 [N]
-    ) -> Tensor: ...
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor: ...
 
 
 class HardLabels:
     """Cross entropy with the labels."""
 
-    def __call__(self, student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(student(images), labels)
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(full_precision(student(batch.images)), batch.labels)
 
 
 class Divergence(Protocol):
@@ -93,23 +90,26 @@ class Distillation:
     default. T^2 keeps the size of the soft gradient independent of T.
     """
 
-    def __init__(self, teacher: nn.Module, temperature: float, weight: float, divergence: Divergence = kl) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
+    def __init__(self, teacher: Teacher, temperature: float, weight: float, divergence: Divergence = kl) -> None:
+        self.teacher = teacher
         self.temperature, self.weight, self.divergence = temperature, weight, divergence
 
-    def __call__(self, student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            soft_labels = self.teacher(images) / self.temperature
-        logits = student(images)
-        soft = self.divergence(logits / self.temperature, soft_labels, labels)
-        return (1 - self.weight) * F.cross_entropy(logits, labels) + self.weight * self.temperature**2 * soft
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        soft_labels = self.teacher(batch) / self.temperature
+        logits = full_precision(student(batch.images))
+        soft = self.divergence(logits / self.temperature, soft_labels, batch.labels)
+        return (1 - self.weight) * F.cross_entropy(logits, batch.labels) + self.weight * self.temperature**2 * soft
 
 
 class WithLasso:
-    """`task` plus lambda * sum |c| over the learned masks (SNL eq. 4)."""
+    """`task` plus lambda * sum |c| over the learned masks (SNL eq. 4).
+
+    coefficient: lambda, a 0-dim tensor on the masks' device, to be filled: a captured step sees the new value
+    """
 
     def __init__(self, task: Task, masks: Sequence[Tensor], coefficient: float) -> None:
-        self.task, self.masks, self.coefficient = task, masks, coefficient
+        self.task, self.masks = task, masks
+        self.coefficient = torch.tensor(coefficient, dtype=masks[0].dtype, device=masks[0].device)
 
-    def __call__(self, student: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return self.task(student, images, labels) + self.coefficient * lasso_norm(self.masks)
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        return self.task(student, batch) + self.coefficient * lasso_norm(self.masks)

@@ -118,10 +118,11 @@ def _writing(folder: RunFolder) -> Iterator[None]:
 def check_run(recipe: Recipe, dataset: Dataset, device: str | torch.device | None) -> torch.device:
     """The device to train on. Raises what `train` says of a recipe with this data and device, whatever the folder.
 
-    Raises RecipeError: too few images, or augmentation that cannot be done. TrainingError: no such device.
+    Raises RecipeError: too few images, augmentation or computation that cannot be done. TrainingError: no such device.
     """
     _check_splits(recipe, dataset)
     place = _usable_device(device)
+    recipe.compute.on(place)
     _check_first_batch(recipe, dataset)
     return place
 
