@@ -11,7 +11,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_auto_is_decided_by_the_device():
-    assert ComputeRecipe().on(CPU) == Compute(CPU, bf16=False, channels_last=False, graph=False, compile=False)
+    assert ComputeRecipe().on(CPU) == Compute(CPU, bf16=False, channels_last=True, graph=False, compile=False)
     assert ComputeRecipe().on(CUDA) == Compute(CUDA, bf16=True, channels_last=True, graph=True, compile=False)
 
 
