@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepshare.train.errors import RecipeError, require
+from deepshare.train.overrides import apply_overrides
 from deepshare.train.phase_recipe import ORDER
+from deepshare.train.plan_recipe import BUDGETED
 from deepshare.train.toml_in import read_toml
 
 # table -> the key that says what it is, and the keys that belong to one value of it: another inherits none of them
 _OWNED = {
-    "plan": ("method", ("budget", "weights", "weights_from", "counts_of", "file", "culled", "thinned")),
+    "plan": ("method", ("weights", "weights_from", "counts_of", "file", "culled", "thinned")),
     "distill": ("method", ("alpha", "beta")),
     "phase": ("schedule", ("lr_end", "milestones", "factor")),
 }
-WEIGHTS = ("weights", "weights_from", "counts_of")  # of a plan: three ways to say one thing
+_WEIGHTS = ("weights", "weights_from", "counts_of")  # of a plan: three ways to say one thing
 
 
 def read_with_bases(path: Path, packaged: Path) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def read_with_bases(path: Path, packaged: Path) -> dict[str, Any]:
     A base is a file's name without .toml, relative to the folder of the file that names it, or else to `packaged`.
     Tables are merged key by key, `[[phase]]` by kind (then in the order in which phases run); anything else in the
     nearer file replaces what is below. Where the nearer file gives a plan or distillation another `method`, or a phase
-    another `schedule`, the keys that belong to the old one are not inherited.
+    another `schedule`, the keys that belong to the old one are not inherited (of a plan that has a budget, the budget is).
 
     Raises OSError, ValueError: `path` itself cannot be read. RecipeError: a base is missing, unreadable, or its own
     base in the end; the message names the chain.
@@ -83,6 +85,33 @@ def select_phases(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "phase": [phase for kind, phase in given.items() if kind in wanted]}
 
 
+def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`values` with every `key=value` put in (`apply_overrides`); what a nearer file would not inherit goes here too.
+
+    Raises RecipeError: as `apply_overrides`.
+    """
+    changes = list(overrides)
+    changed, given = apply_overrides(dict(values), changes), {text.partition("=")[0].strip() for text in changes}
+    for table in ("plan", "distill"):
+        _settle(values.get(table), changed.get(table), table, {f"{table}."}, given)
+    pairs = zip(_tables(values.get("phase")), _tables(changed.get("phase")), strict=True)
+    for number, (before, after) in enumerate(pairs):
+        _settle(before, after, "phase", {"phase.*.", f"phase.{number}.", f"phase.{before.get('kind')}."}, given)
+    return changed
+
+
+def _settle(before: Any, after: Any, table: str, prefixes: set[str], given: set[str]) -> None:
+    """Drop from `after` what the keys that were `given` under one of `prefixes` leave without meaning."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = {key for key in after if any(prefix + key in given for prefix in prefixes)}
+        for key in _dropped(before, {name: after[name] for name in names}, table) - names:
+            after.pop(key, None)
+
+
+def _tables(phases: Any) -> list[dict[str, Any]]:
+    return [phase for phase in phases if isinstance(phase, dict)] if isinstance(phases, list) else []
+
+
 def _find(name: str, beside: Path, packaged: Path) -> Path | None:
     return next((file for folder in (beside, packaged) if (file := folder / f"{name}.toml").is_file()), None)
 
@@ -98,8 +127,10 @@ def _dropped(below: Mapping[str, Any], over: Mapping[str, Any], table: str) -> s
         name, owned = _OWNED[table]
         if name in over and over[name] != below.get(name):
             dropped.update(owned)
-    if table == "plan" and any(key in over for key in WEIGHTS):
-        dropped.update(WEIGHTS)
+            if table == "plan" and over[name] not in BUDGETED:
+                dropped.add("budget")
+    if table == "plan" and any(key in over for key in _WEIGHTS):
+        dropped.update(_WEIGHTS)
     return dropped
 
 

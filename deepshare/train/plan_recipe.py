@@ -7,6 +7,8 @@ from typing import Literal
 
 from deepshare.train.errors import require
 
+BUDGETED = ("uniform", "weights", "snl")  # the methods that have a budget
+
 
 @dataclass(frozen=True)
 class PlanRecipe:
@@ -37,7 +39,7 @@ class PlanRecipe:
 
     def __post_init__(self) -> None:
         require(
-            (self.method in ("uniform", "weights", "snl")) == (self.budget is not None),
+            (self.method in BUDGETED) == (self.budget is not None),
             f'plan.budget: wanted with every method but "relu", "file" and "stages" '
             f"(method is {self.method!r}, budget is {self.budget})",
         )

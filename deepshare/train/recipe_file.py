@@ -10,8 +10,7 @@ from deepshare.budget import weights_of
 from deepshare.plan import Plan, PlanError
 from deepshare.train.errors import RecipeError, require
 from deepshare.train.fields import build
-from deepshare.train.inherit import WEIGHTS, read_with_bases, select_phases
-from deepshare.train.overrides import apply_overrides
+from deepshare.train.inherit import override, read_with_bases, select_phases
 from deepshare.train.recipe import Recipe
 from deepshare.train.toml_in import find_toml, toml_names
 
@@ -27,26 +26,19 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     path, changes = find_toml(path_or_name, RECIPES, "recipe"), list(overrides)
     chosen = [change for change in changes if change.partition("=")[0].strip() == "phases"]
     try:
-        values = select_phases(apply_overrides(read_with_bases(path, RECIPES), chosen))
-        changed = apply_overrides(values, [change for change in changes if change not in chosen])
-        return build(Recipe, _with_weights(changed, values))
+        values = select_phases(override(read_with_bases(path, RECIPES), chosen))
+        return build(Recipe, _with_weights(override(values, [change for change in changes if change not in chosen])))
     except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, or not TOML
         raise RecipeError(f"{path}: {error}") from error
 
 
-def _with_weights(values: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """plan.weights_from, a plan's file, becomes plan.weights, its DReLUs per site: the recipe holds what decides.
-
-    Weights given by an override take the place of those in the file (`before`), in whichever of three forms they are.
-    """
-    plan, old = values.get("plan"), before.get("plan")
-    if not isinstance(plan, dict):
+def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
+    """plan.weights_from, a plan's file, becomes plan.weights, its DReLUs per site: the recipe holds what decides."""
+    plan = values.get("plan")
+    if not isinstance(plan, dict) or "weights_from" not in plan:
         return values
-    given = {key for key in WEIGHTS if key in plan and not (isinstance(old, dict) and old.get(key) == plan[key])}
-    kept = {key: value for key, value in plan.items() if not given or key in given or key not in WEIGHTS}
-    if "weights_from" in kept:
-        kept["weights"] = _counts(kept.pop("weights_from"))
-    return {**values, "plan": kept}
+    kept = {key: value for key, value in plan.items() if key != "weights_from"}
+    return {**values, "plan": {**kept, "weights": _counts(plan["weights_from"])}}
 
 
 def _counts(file: Any) -> list[int]:
