@@ -301,6 +301,7 @@ def test_snl_defaults_are_the_papers_and_resolved(snl_path):
         (["distill.beta=2"], 'distill.beta: wanted with method "dkd" alone'),
         (["distill.method=dkd", "distill.alpha=-1"], "distill.alpha: wanted at least 0"),
         (["plan.method=file"], 'plan.file: wanted with method "file"'),
+        (["teacher.name=resnet20"], "teacher: masks start from pretrain, which must be of this model"),
         (["plan.weights_from=nowhere.json"], "plan.weights_from: .*nowhere.json"),
         (["plan.weights_from=3"], "plan.weights_from: wanted the path of a plan.json, got 3"),
     ],

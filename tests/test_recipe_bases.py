@@ -128,6 +128,15 @@ def test_a_resolved_recipe_stands_alone(child, tmp_path):
     assert first_difference(recipe, load_recipe(child(""))) is None  # what is published decides nothing
 
 
+def test_a_recipe_is_for_a_published_row_only_if_it_says_so(child, tmp_path):
+    (tmp_path / "base" / "digits.toml").write_text(f'{BASE}[published]\npaper = "p"\ntable = "1"\nmethod = "m"')
+    assert load_recipe(child("")).published is None
+    row = load_recipe(child('[published]\nnetwork = "n"\ndataset = "d"\nmethod = "mine"\nrelus_k = 1')).published
+    assert (row.paper, row.table, row.method, row.relus_k) == ("p", "1", "mine", 1)
+    with pytest.raises(RecipeError, match=r"published.network: missing"):
+        load_recipe(child('[published]\nmethod = "mine"'))
+
+
 def test_bases_are_found_beside_the_file_or_in_the_package(child, tmp_path):
     (tmp_path / "base" / "narrow.toml").write_text('base = "digits"\n[model]\nwidth = 2')
     assert load_recipe(child("", "base/narrow")).model.width == 2
@@ -163,6 +172,7 @@ def test_wrong_bases_are_refused_with_their_chain(child, tmp_path):
         ('[[phase]]\nkind = "gelu"\n[[phase]]\nkind = "gelu"', "phase: wanted each kind once at most, got gelu, gelu"),
         ("[[phase]]\nlr = 1", "phase.kind: wanted one of teacher, .*got None"),
         ("[plan]\nbudgets = 1", "plan.budgets: unknown key"),
+        ('phases = ["teacher"]\n[plan]\nmethod = "relu"\n[teacher]\nname = "resnet20"', "teacher: wanted where phases"),
     ],
 )
 def test_wrong_children_are_refused(child, text, words):

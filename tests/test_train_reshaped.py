@@ -13,6 +13,7 @@ from deepshare.methods.variant import Variant
 from deepshare.models import shapes_only
 from deepshare.plan import Plan
 from deepshare.train import Recipe, load_recipe, networks, train
+from deepshare.train.artifact_key import artifact_key
 from deepshare.train.plan_recipe import PlanRecipe
 from deepshare.train.recipe_parts import ModelRecipe, ReuseRecipe
 
@@ -44,6 +45,20 @@ def test_a_network_with_reuse_is_trained_saved_and_resolved(tmp_path: Path):
         name: tensor.shape for name, tensor in fresh.items()
     }
     assert all(torch.isfinite(tensor.float()).all() for tensor in checkpoint.model.state_dict().values())
+
+
+def test_a_network_of_any_channels_learns_from_another_model(tmp_path: Path):
+    shape = ("model.channels=[1, 2, 3, 5]", "model.width=1", "plan.method=uniform", "plan.budget=111")
+    wide = ("teacher.name=resnet18", "teacher.width=6", "data.limit=64", "phase.*.epochs=1")
+    recipe = load_recipe("demo-240", (*shape, *wide))
+    result = train(recipe, tmp_path / "run")
+    assert result.plan.drelus == 111
+    teacher, final = (load_checkpoint(file) for file in (result.phase_checkpoint("teacher"), result.checkpoint))
+    assert (teacher.spec["width"], {site.kind for site in teacher.plan}) == (6, {"gelu"})
+    assert (final.spec["channels"], load_recipe(tmp_path / "run" / "recipe.toml")) == ([1, 2, 3, 5], recipe)
+    own = load_recipe("demo-relu", ("model.width=6", *wide[2:]))
+    plan = networks.make_plan(own, networks.model_spec(own.model, 10, IMAGE))
+    assert artifact_key(own, "teacher", plan, {}) == artifact_key(recipe, "teacher", result.plan, {})
 
 
 def test_thinning_before_snl_ends_at_the_budget_among_the_thinned(tmp_path: Path):

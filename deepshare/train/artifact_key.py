@@ -40,7 +40,7 @@ def deciding(recipe: Recipe, kind: str, plan: Plan, inputs: Mapping[str, str]) -
         "version": VERSION,
         "seed": recipe.seed,
         "data": plain(recipe.data),
-        "model": plain(recipe.model),
+        "model": plain(recipe.model_of(kind)),
         "compute": plain(recipe.compute),
         "phase": plain(phase),
         "inputs": {name: inputs[name] for name in inputs_of(recipe, kind)},

@@ -27,7 +27,8 @@ def read_with_bases(path: Path, packaged: Path) -> dict[str, Any]:
     A base is a file's name without .toml, relative to the folder of the file that names it, or else to `packaged`.
     Tables are merged key by key, `[[phase]]` by kind (then in the order in which phases run); anything else in the
     nearer file replaces what is below. Where the nearer file gives a plan or distillation another `method`, or a phase
-    another `schedule`, the keys that belong to the old one are not inherited (of a plan that has a budget, the budget is).
+    another `schedule`, the keys that belong to the old one are not inherited (a budget is, where there still is one). What is
+    `published` for a base is so for `path` only if `path` has that table itself.
 
     Raises OSError, ValueError: `path` itself cannot be read. RecipeError: a base is missing, unreadable, or its own
     base in the end; the message names the chain.
@@ -46,12 +47,12 @@ def read_with_bases(path: Path, packaged: Path) -> dict[str, Any]:
             layers.append(read_toml(found))
         except (OSError, ValueError) as error:
             raise RecipeError(f"base: {_shown(chain)}: {error}") from error
-    values: dict[str, Any] = layers.pop()
+    claims, values = "published" in layers[0], layers.pop()
     if layers and isinstance(values.get("phase"), list):
         values["phase"] = _merge_phases([], values["phase"])
     while layers:
         values = merge(values, layers.pop())
-    return values
+    return values if claims else {key: value for key, value in values.items() if key != "published"}
 
 
 def merge(below: Mapping[str, Any], over: Mapping[str, Any], table: str = "") -> dict[str, Any]:

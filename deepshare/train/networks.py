@@ -41,6 +41,12 @@ def model_spec(model: ModelRecipe, num_classes: int, input_size: Sequence[int]) 
     }
 
 
+def spec_of(recipe: Recipe, spec: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The spec of the network that the phase `kind` trains; `spec` is the run's."""
+    model = recipe.model_of(kind)
+    return spec if model == recipe.model else model_spec(model, spec["num_classes"], spec["input_size"])
+
+
 def make_plan(recipe: Recipe, spec: dict[str, Any], known: Plan | None = None) -> Plan:
     """The plan of the recipe's hard network; with method "snl", the plan its masks start from.
 
@@ -119,6 +125,10 @@ def first_plan(recipe: Recipe, plan: Plan, kind: str) -> Plan:
 
     After SNL's masks, finetune has what they found instead.
     """
+    if recipe.model_of(kind) != recipe.model:
+        spec = model_spec(recipe.model_of(kind), 2, plan.input_size)  # the plan is the same for any number of classes
+        plan = Plan.of(models.shapes_only(spec), plan.input_size)
+        return plan.replace_all("gelu" if kind == "teacher" else "relu")
     if kind == "teacher":
         return teacher_plan(plan)
     return pretrain_plan(recipe, plan) if kind == "pretrain" else plan

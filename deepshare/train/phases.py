@@ -59,7 +59,8 @@ def _student(run: Run, phase: PhaseRecipe, state: State) -> tuple[nn.Module, Pla
         model, plan = saved.model, saved.plan
     else:
         plan = networks.first_plan(run.recipe, run.plan, phase.kind)
-        model = networks.fresh(run.recipe, run.spec, plan, phase.kind)
+        spec = networks.spec_of(run.recipe, run.spec, phase.kind)
+        model = networks.fresh(run.recipe, spec, plan, phase.kind)
         if phase.kind == "gelu":
             networks.soften(model)
     model.requires_grad_(True)
@@ -148,4 +149,5 @@ def _batches(run: Run, phase: PhaseRecipe, epoch: int) -> Batches:
 def save_network(run: Run, model: nn.Module, plan: Plan, row: Row, path: Path) -> None:
     """The network after an epoch. Speeds stay out of the file: equal runs make equal files."""
     metrics = {key: row[key] for key in ("phase", "epoch", "loss", "val_accuracy")}
-    save_checkpoint(path, model, run.spec, plan, recipe=run.recipe.to_dict(), metrics=metrics)
+    spec = networks.spec_of(run.recipe, run.spec, str(row["phase"]))
+    save_checkpoint(path, model, spec, plan, recipe=run.recipe.to_dict(), metrics=metrics)

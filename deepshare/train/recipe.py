@@ -30,6 +30,7 @@ class Recipe:
     snl: SNLSettings | None = None  # of method "snl", where its defaults are the paper's
     compute: ComputeRecipe = field(default_factory=ComputeRecipe)
     published: PublishedRow | None = None
+    teacher: ModelRecipe | None = None  # of the phase teacher or pretrain, where it is another model
 
     def __post_init__(self) -> None:
         lone = any("\ud800" <= letter <= "\udfff" for letter in self.name)  # what Python makes of bytes in arguments
@@ -37,6 +38,7 @@ class Recipe:
         self._check_order()
         self._check_snl()
         self._check_distillation()
+        self._check_teacher()
         best = [phase.kind for phase in self.phase if phase.keeps_best]
         require(
             self.data.val_fraction > 0 or not best,
@@ -90,6 +92,17 @@ class Recipe:
             "phase: some need a teacher phase, others a pretrain phase; wanted one of them",
         )
 
+    def _check_teacher(self) -> None:
+        masks = self.phase_of("masks")
+        require(
+            self.teacher is None or self.needs is not None,
+            "teacher: wanted where phases learn from teacher or pretrain alone",
+        )
+        require(
+            self.teacher is None or masks is None or masks.start == "fresh",
+            f"teacher: masks start from pretrain, which must be of this model; {self.teacher} is another",
+        )
+
     def _needed(self) -> set[str]:
         distilled = {phase.distill for phase in self.phase} & {"teacher", "pretrain"}
         return distilled | {"pretrain" for phase in self.phase if phase.start == "pretrain"}
@@ -99,6 +112,10 @@ class Recipe:
         """The phase whose network others distil from or start from: a checkpoint may take its place."""
         needed = self._needed()
         return "teacher" if "teacher" in needed else "pretrain" if needed else None
+
+    def model_of(self, kind: str) -> ModelRecipe:
+        """The model that the phase of this kind trains."""
+        return self.teacher if self.teacher is not None and kind in ("teacher", "pretrain") else self.model
 
     def phase_of(self, kind: Kind) -> PhaseRecipe | None:
         """The phase of this kind, None if the recipe has none."""
