@@ -27,8 +27,8 @@ def read_with_bases(path: Path, packaged: Path) -> dict[str, Any]:
     A base is a file's name without .toml, relative to the folder of the file that names it, or else to `packaged`.
     Tables are merged key by key, `[[phase]]` by kind (then in the order in which phases run); anything else in the
     nearer file replaces what is below. Where the nearer file gives a plan or distillation another `method`, or a phase
-    another `schedule`, the keys that belong to the old one are not inherited (a budget is, where there still is one). What is
-    `published` for a base is so for `path` only if `path` has that table itself.
+    another `schedule`, the keys that belong to the old one are not inherited (a budget is, where there is one). What a
+    base is `published` for counts only where `path` has that table itself.
 
     Raises OSError, ValueError: `path` itself cannot be read. RecipeError: a base is missing, unreadable, or its own
     base in the end; the message names the chain.
