@@ -1,4 +1,4 @@
-"""The command line: `deepshare doctor | count | train | criticality | compare | secure | demo | bench-report`."""
+"""The command line: `deepshare doctor | count | train | criticality | compare | reproduce | secure | demo | ...`."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         _check_processes(options.command)
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("deepshare: interrupted", file=sys.stderr)
         return 130
@@ -35,10 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):  # deepshare.train.distributed: by the first of several processes
             print(f"deepshare: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-IN_SEVERAL_PROCESSES = ("train",)
+IN_SEVERAL_PROCESSES = ("train", "reproduce")
 
 
 def _check_processes(command: str) -> None:
@@ -74,12 +73,13 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from deepshare.methods.equalization import EqualizationError
     from deepshare.methods.snl import SNLError
     from deepshare.plan import PlanError
+    from deepshare.reproduce import ReproduceError
     from deepshare.secure import SecureError
     from deepshare.train import RecipeError, TrainingError
 
     ours = (BudgetError, CheckpointError, CompareError, DataError, PlanError, RecipeError, SecureError, TrainingError)
     methods = (EqualizationError, MergeError, SNLError)
-    return (*ours, *methods, BenchReportError, ArgumentError, OSError)
+    return (*ours, *methods, BenchReportError, ReproduceError, ArgumentError, OSError)
 
 
 class ArgumentError(ValueError):
@@ -87,12 +87,21 @@ class ArgumentError(ValueError):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from deepshare import __version__, secure_cli
+    from deepshare import __version__, reproduce_cli, secure_cli
 
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders = (_add_doctor, _add_count, _add_train, _add_criticality, _add_compare, secure_cli.add, _add_demo)
+    adders = (
+        _add_doctor,
+        _add_count,
+        _add_train,
+        _add_criticality,
+        _add_compare,
+        reproduce_cli.add,
+        secure_cli.add,
+        _add_demo,
+    )
     for add in (*adders, _add_bench_report):
         add(commands)
     return parser

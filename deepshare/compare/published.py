@@ -1,10 +1,12 @@
-"""What the papers report, for the faint layer of a picture: only for the same network and data set."""
+"""What the papers report: for the faint layer of a picture, and beside what a recipe reached."""
 
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepshare import models
+from deepshare.train import RecipeError
+from deepshare.train.recipe_parts import PublishedRow
 
 FILE = Path(__file__).with_name("published.csv")
 _DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -31,11 +33,34 @@ def published_results(network: str, width: int | None, dataset: str) -> list[Pub
         return []
     if width not in (None, models.default_width(network)):
         return []
-    with FILE.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-        wanted = [row for row in rows if row["network"] == _NETWORKS[network] and row["dataset"] == _DATA_SETS[dataset]]
+    wanted = [row for row in _rows() if row["network"] == _NETWORKS[network] and row["dataset"] == _DATA_SETS[dataset]]
     return [
         Published(row["method"], float(row["relus_k"]), float(row["metric"]), row["paper"], row["table"])
         for row in wanted
         if row["relus_k"] and row["metric"]
     ]
+
+
+def published_accuracy(row: PublishedRow) -> float:
+    """What a paper's table has in the row that a recipe is for: top-1 accuracy in percent.
+
+    Raises RecipeError: there is no such row, or it has no accuracy.
+    """
+    keys = ("paper", "table", "method", "network", "dataset")
+    found = [
+        float(line["metric"])
+        for line in _rows()
+        if all(line[key] == getattr(row, key) for key in keys)
+        and line["relus_k"]
+        and float(line["relus_k"]) == row.relus_k
+        and line["metric"]
+    ]
+    if len(set(found)) != 1:
+        shown = ", ".join(f"{key} {getattr(row, key)!r}" for key in (*keys, "relus_k"))
+        raise RecipeError(f"published: wanted one row of {FILE.name} with {shown}; got {len(found)}")
+    return found[0]
+
+
+def _rows() -> list[dict[str, str]]:
+    with FILE.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(line for line in lines if not line.startswith("#")))

@@ -45,11 +45,15 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {name: plain(item) for name, item in pairs if item is not None}
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _convert(hint: Any, value: object, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):
         return _convert_union(arguments, value, key)
     if origin is typing.Literal:
@@ -58,6 +62,9 @@ def _convert(hint: Any, value: object, key: str) -> Any:
     elif origin is tuple:
         if isinstance(value, list):
             return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {name: _convert(arguments[1], item, _join(key, name)) for name, item in value.items()}
     elif dataclasses.is_dataclass(hint):
         return build(hint, value, key)  # type: ignore[arg-type]
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):

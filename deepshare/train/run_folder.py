@@ -180,7 +180,15 @@ class RunFolder:
 
     def _only_our_beginning(self) -> bool:
         """Whether all that is here is what `begin` writes before recipe.toml."""
-        ours = {LOCK, "checkpoints", "plan.json", "run.json", "teacher.safetensors", "pretrain.safetensors"}
+        ours = {
+            LOCK,
+            "checkpoints",
+            "plan.json",
+            "run.json",
+            "asked.json",
+            "teacher.safetensors",
+            "pretrain.safetensors",
+        }
         known = all(path.name in ours or _is_unfinished(path) for path in self.path.iterdir())
         inside = self.checkpoints.path
         return known and not (inside.is_dir() and any(inside.iterdir()))

@@ -1,0 +1,86 @@
+"""Whether every run of a call can be made, asked before anything is trained or written."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deepshare import models
+from deepshare.data import Dataset
+from deepshare.plan import Plan
+from deepshare.reproduce.chain import ASKED, Settings
+from deepshare.reproduce.errors import ReproduceError, require
+from deepshare.reproduce.result import read_result, result_path
+from deepshare.reproduce.runs import Run
+from deepshare.train import Recipe, load_recipe
+from deepshare.train.networks import make_plan, model_spec
+from deepshare.train.recipe import first_difference, with_weights
+from deepshare.train.recipe_parts import DataRecipe
+from deepshare.train.trainer import check_run, check_teacher
+
+
+def check_runs(runs: Iterable[Run], settings: Settings) -> None:
+    """Raises ReproduceError: the folder or the result of another recipe is in a run's place, or a result is damaged.
+    And what `train` raises of a recipe with this data and device."""
+    loaded: dict[DataRecipe, Dataset] = {}
+    for run in runs:
+        _check_places(run, settings)
+        data = run.recipe.data
+        if data not in loaded:
+            loaded[data] = data.load(settings.data_root)
+        _check_recipe(run, loaded[data], settings)
+
+
+def _check_recipe(run: Run, dataset: Dataset, settings: Settings) -> None:
+    recipe = run.recipe
+    spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
+    make_plan(recipe if run.counts is None else _evenly(recipe, spec), spec)
+    check_teacher(recipe, dataset, None, known=False)
+    check_run(recipe, dataset, settings.device)
+
+
+def _evenly(recipe: Recipe, spec: dict[str, Any]) -> Recipe:
+    """The recipe before its counts are known: what budgets can be reached does not depend on them."""
+    sites = Plan.of(models.shapes_only(spec), tuple(spec["input_size"])).sites
+    return with_weights(recipe, [site.size for site in sites])
+
+
+def _check_places(run: Run, settings: Settings) -> None:
+    folder = settings.folder(run)
+    if settings.begun(run):
+        difference = _difference(run, folder)
+        advice = f"move {folder} away, or give the recipe another name"
+        require(difference is None, f"{folder}: holds a run of another recipe: {difference}; {advice}")
+    path = result_path(settings.results, run.recipe.name, run.recipe.seed)
+    if run.wanted and path.is_file():
+        known = read_result(path).content
+        advice = f"move {path} away, or give the recipe another name"
+        require(
+            known == run.content, f"{path}: holds the result of another recipe ({known}, not {run.content}); {advice}"
+        )
+
+
+def _difference(run: Run, folder: Path) -> str | None:
+    """What the run in `folder` began with and `run` has not, None if nothing."""
+    began = load_recipe(folder / "recipe.toml")
+    if run.counts is None:
+        return first_difference(began, run.recipe)
+    weights = began.plan.weights
+    if not isinstance(weights, tuple):
+        return f"plan.weights (wanted numbers, got {weights!r})"
+    content = _asked_content(folder)
+    if content is not None and content == run.content:
+        return None
+    return first_difference(began, with_weights(run.recipe, weights)) or (
+        f"plan.counts_of (the numbers are not those of {run.counts.recipe.name} as it is now)"
+    )
+
+
+def _asked_content(folder: Path) -> str | None:
+    path = folder / ASKED
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["content"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReproduceError(f"{path}: wanted an object with content and counts, got {error!r}") from error

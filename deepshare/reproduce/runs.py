@@ -1,0 +1,136 @@
+"""Which runs a call needs: a run per recipe and seed, and before them those whose masks weigh their sites."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deepshare.reproduce.errors import ReproduceError, require
+from deepshare.train import Recipe, load_recipe, recipe_names
+from deepshare.train.recipe_parts import MAX_SEED
+
+MASKS = "-masks"  # ends the name of a run that stops after SNL's masks
+SHARED_OVERRIDES = ("data.", "model.", "compute.", "phase.*.")  # what also changes the recipe named by plan.counts_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. Its folder is runs/<name>/seed-<n>, its result results/<name>/seed-<n>.json.
+
+    recipe: with the run's seed; counts: the run whose masks weigh this one's sites (plan.counts_of)
+    content: of the recipe as it was asked for, whatever its name and seed
+    wanted: False for a run that only counts: it has no result
+    """
+
+    recipe: Recipe
+    content: str
+    counts: "Run | None" = None
+    wanted: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def place(self) -> str:
+        """<name>/seed-<n>: in `runs`, in `results`, and before its lines."""
+        return f"{self.recipe.name}/seed-{self.recipe.seed}"
+
+
+def runs_of(names: Sequence[str | Path], seeds: Sequence[int], overrides: Iterable[str] = ()) -> list[Run]:
+    """A run for each recipe and seed, recipes in their order, seeds within.
+
+    names: of recipes that come with the package, or TOML files; overrides: as `load_recipe` takes them. Those that
+        begin with one of SHARED_OVERRIDES change the recipe named by plan.counts_of too.
+
+    Raises ReproduceError: no recipe of that name, two of one name, seeds that are none. RecipeError: of a recipe.
+    """
+    changes = list(overrides)
+    _check_seeds(seeds)
+    require(len(names) > 0, "reproduce: wanted at least one recipe")
+    found = [load_with_counts(name, changes) for name in dict.fromkeys(map(str, names))]
+    known = [recipe.name for recipe, _ in found]
+    twice = {name for name in known if known.count(name) > 1}
+    require(not twice, f"reproduce: wanted recipes of different names, got {', '.join(twice)} twice")
+    return [_run(recipe, counts, seed) for recipe, counts in found for seed in seeds]
+
+
+def with_counts(runs: Iterable[Run], begun: Callable[[Run], bool]) -> list[Run]:
+    """`runs`, and before each the one that counts for it, unless it has begun: then it has its numbers. Each once."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if run.counts is not None and not begun(run):
+            found.setdefault(run.counts.place, run.counts)
+        found.setdefault(run.place, run)
+    return list(found.values())
+
+
+def content(recipe: Recipe, counts: Recipe | None = None) -> str:
+    """16 hexadecimal digits of all that decides the runs of a recipe but their seed.
+
+    Its name and the row it is for decide nothing; the recipe whose masks weigh its sites stands by its own content.
+    """
+    values = _decisive(recipe)
+    if counts is not None:
+        values["plan"] = {**values["plan"], "counts_of": _decisive(counts)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.to_dict().items() if key not in ("name", "seed", "published")}
+
+
+def find(name: str) -> str:
+    """`name` if it is a file or a recipe that comes with the package. Raises ReproduceError naming those near to it."""
+    if Path(name).is_file() or name in recipe_names():
+        return name
+    near = difflib.get_close_matches(name, recipe_names(), n=4, cutoff=0.5)
+    nearest = f"; near to it are {', '.join(near)}" if near else ""
+    raise ReproduceError(f"{name}: no such recipe and no such file{nearest} (deepshare reproduce --list names all)")
+
+
+def load_with_counts(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Recipe | None]:
+    """The recipe, and the one that plan.counts_of names (beside it or in the package), cut after its masks.
+
+    Raises ReproduceError: one of them is not there, or the other is of another network or has no masks. RecipeError.
+    """
+    recipe = load_recipe(find(name), overrides)
+    if recipe.plan.counts_of is None:
+        return recipe, None
+    shared = [change for change in overrides if change.lstrip().startswith(SHARED_OVERRIDES)]
+    return recipe, _until_masks(recipe, load_recipe(_beside(name, recipe.plan.counts_of), shared))
+
+
+def _beside(name: str, counts_of: str) -> str:
+    """plan.counts_of as a file beside the recipe's own, where there is one; else by its name."""
+    beside = Path(name).parent / f"{counts_of}.toml"
+    return str(beside) if Path(name).is_file() and beside.is_file() else find(counts_of)
+
+
+def _until_masks(recipe: Recipe, counts: Recipe) -> Recipe:
+    kinds = [phase.kind for phase in counts.phase]
+    here = f"recipe {recipe.name}: plan.counts_of"
+    require("masks" in kinds, f"{here}: wanted a recipe with the phase masks, {counts.name} has {', '.join(kinds)}")
+    require(
+        replace(counts.model, stem_relu=recipe.model.stem_relu) == recipe.model,
+        f"{here}: wanted a recipe of the same network, {counts.name} trains another",
+    )
+    require(
+        counts.model.stem_relu or not recipe.model.stem_relu,
+        f"{here}: wanted counts of every site, {counts.name} has none of the stem's",
+    )
+    return replace(counts, name=f"{counts.name}{MASKS}", phase=counts.phase[: kinds.index("masks") + 1])
+
+
+def _run(recipe: Recipe, counts: Recipe | None, seed: int) -> Run:
+    counted = None if counts is None else Run(replace(counts, seed=seed), content(counts), wanted=False)
+    return Run(replace(recipe, seed=seed), content(recipe, counts), counted)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    whole = all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
+    fits = whole and len(seeds) > 0 and len(set(seeds)) == len(seeds)
+    require(fits, f"reproduce: seeds: wanted different ones from 0 to 2^63 - 1, at least one, got {list(seeds)}")
