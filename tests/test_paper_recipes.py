@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ DATA = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Tiny-ImageNet": "tiny-i
 NETWORKS = {"resnet18": "ResNet18", "wrn-22-8": "WRN-22-8", "hrn-5x5x3x": "HRN", "hrn-2x5x3x": "HRN"}
 METHODS = {"deepshare": ("DeepShare", "Baseline"), "snl": ("SNL",), "deepreduce": ("S",), "deepreshape": ("HRN",)}
 GRANULARITY = {"cifar10": 16, "cifar100": 16, "tiny-imagenet": 64}  # DReLUs of a ResNet18's cheapest prototype
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 PAPERS = [name for name in recipe_names() if not name.startswith("demo-") and "criticality" not in name]
 
 
@@ -50,6 +52,7 @@ def recipe_of(name: str) -> Recipe:
     return load_recipe(name)
 
 
+@cache
 def plan_of(recipe: Recipe) -> Plan:
     """As `make_plan`'s; with equal weights where the counts of another run are wanted, which changes no total."""
     if recipe.plan.counts_of is not None:
@@ -96,6 +99,15 @@ def test_a_recipe_is_for_one_row_and_makes_its_network(name):
         assert 0 <= wanted - reached < GRANULARITY[recipe.data.name] * (4 if recipe.model.name.startswith("wrn") else 1)
     else:  # printed with one or two digits, some rows cut off and 3,264 printed as 3.2K
         assert abs(wanted - reached) < {"deepreshape": 100, "deepreduce": 10, "deepshare": 10}[row["paper"]]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_docs_have_its_count_and_the_papers_accuracy(name):
+    recipe, row = recipe_of(name), row_of(recipe_of(name))
+    drelus = recipe.plan.budget if recipe.plan.method == "snl" else plan_of(recipe).drelus
+    network = row["network"] if row["paper"] in ("deepshare", "snl") else row["method"]
+    line = f"| `{name}` | {network}, {row['dataset']} | {drelus:,} | {row['metric']} |"
+    assert line in DOCS.read_text(encoding="utf-8").splitlines()
 
 
 def test_no_row_has_two_recipes():

@@ -9,7 +9,7 @@ from deepshare.train import RecipeError
 from deepshare.train.recipe_parts import PublishedRow
 
 FILE = Path(__file__).with_name("published.csv")
-_DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
 _NETWORKS = {"resnet18": "ResNet18", "resnet34": "ResNet34", "wrn-22-8": "WRN-22-8"}
 
 
