@@ -73,13 +73,14 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from deepshare.methods.equalization import EqualizationError
     from deepshare.methods.snl import SNLError
     from deepshare.plan import PlanError
+    from deepshare.report import ReportError
     from deepshare.reproduce import ReproduceError
     from deepshare.secure import SecureError
     from deepshare.train import RecipeError, TrainingError
 
     ours = (BudgetError, CheckpointError, CompareError, DataError, PlanError, RecipeError, SecureError, TrainingError)
     methods = (EqualizationError, MergeError, SNLError)
-    return (*ours, *methods, BenchReportError, ReproduceError, ArgumentError, OSError)
+    return (*ours, *methods, BenchReportError, ReportError, ReproduceError, ArgumentError, OSError)
 
 
 class ArgumentError(ValueError):
@@ -87,7 +88,7 @@ class ArgumentError(ValueError):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from deepshare import __version__, reproduce_cli, secure_cli
+    from deepshare import __version__, report_cli, reproduce_cli, secure_cli
 
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_criticality,
         _add_compare,
         reproduce_cli.add,
+        report_cli.add,
         secure_cli.add,
         _add_demo,
     )

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": BELOW_TRAIN | {"budget", "methods", "data", "__init__"},  # __init__ has the version
     "compare": BELOW_TRAIN | {"budget", "methods", "data", "train", "analysis"},
     "reproduce": BELOW_TRAIN | {"budget", "methods", "data", "train", "compare", "analysis"},
+    "report": BELOW_TRAIN | {"train", "compare", "analysis", "reproduce"},
     "secure": BELOW_TRAIN | {"fold"},
     "analysis": BELOW_TRAIN,
     "__init__": OPERATORS | {"nn", "fuse", "plan", "budget", "convert"},
@@ -52,10 +53,11 @@ ON_TOP = {
     "secure_party_cli",
     "secure_cli",
     "reproduce_cli",
+    "report_cli",
     "cli",
     "__main__",
 }  # may import everything below, and each other downwards
-TOP_ORDER = ["doctor", "demo", "secure_party_cli", "secure_cli", "reproduce_cli", "cli", "__main__"]
+TOP_ORDER = ["doctor", "demo", "secure_party_cli", "secure_cli", "reproduce_cli", "report_cli", "cli", "__main__"]
 FOR_TYPES = {("analysis", "secure")}  # a comparison names the secure reports it is given
 OUTSIDE = {"bench", "tests", "kernels"}  # never imported by name; kernels is reached as deepshare.kernels
 

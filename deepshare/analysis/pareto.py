@@ -26,7 +26,7 @@ _LOOKS = {
     "Spatial sharing": ("#777777", "h"),
 }
 _MARKERS = "osD^vPX<>ph"
-_FAINT = 0.45
+_FAINT = 0.5
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from deepshare.ops import shared_relu
 
 POINTS, BATCH, LEARNING_RATE, EPOCHS = 800, 32, 0.1, 5000  # DeepShare, appendix B
 NEURONS = 2
-SOLVED = 0.9  # share of the square; without sharing 5/6 is the most, a strip along the diagonal (docs/report.md)
+SOLVED = 0.9  # share of the square; the best strip along the diagonal, found without sharing, has 5/6 (docs/report.md)
 
 
 @dataclass(frozen=True)

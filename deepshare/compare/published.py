@@ -1,6 +1,7 @@
 """What the papers report: for the faint layer of a picture, and beside what a recipe reached."""
 
 import csv
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,15 @@ def published_results(network: str, width: int | None, dataset: str) -> list[Pub
         return []
     if width not in (None, models.default_width(network)):
         return []
-    wanted = [row for row in _rows() if row["network"] == _NETWORKS[network] and row["dataset"] == _DATA_SETS[dataset]]
+    return published_on(_DATA_SETS[dataset], (_NETWORKS[network],))
+
+
+def published_on(dataset: str, networks: Container[str]) -> list[Published]:
+    """The rows for a data set and networks, by the file's names for them, that have ReLUs and an accuracy."""
     return [
         Published(row["method"], float(row["relus_k"]), float(row["metric"]), row["paper"], row["table"])
-        for row in wanted
-        if row["relus_k"] and row["metric"]
+        for row in _rows()
+        if row["dataset"] == dataset and row["network"] in networks and row["relus_k"] and row["metric"]
     ]
 
 
