@@ -26,8 +26,10 @@ def write_whole(path: Path | str, content: bytes | str, *, mode: int = 0o666) ->
         os.replace(beside, path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: its folder does not exist") from error
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names no file
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
         raise
     return given
 

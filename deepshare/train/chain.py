@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from deepshare.checkpoint import load_checkpoint
 from deepshare.files import sha256_of
-from deepshare.train.artifact_key import deciding
+from deepshare.train.artifact_key import GIVEN, deciding
 from deepshare.train.artifacts import ArtifactStore, check_phase
 from deepshare.train.checkpoints import State
 from deepshare.train.errors import ArtifactError, TrainingPaused
@@ -19,6 +19,7 @@ def run_chain(run: Run, store: ArtifactStore | None) -> None:
 
     Raises ArtifactError: one that ended here, or is in the store, is damaged or of another run. And as the phases do.
     """
+    _check_given(run)
     ended = [phase.kind for phase in run.recipe.phase if _has_ended(run, phase.kind)]
     run.progress.left = sum(phase.epochs for phase in run.recipe.phase if phase.kind not in ended)
     for phase in run.recipe.phase:
@@ -32,14 +33,17 @@ def run_chain(run: Run, store: ArtifactStore | None) -> None:
     run.folder.checkpoints.clear()
 
 
+def _check_given(run: Run) -> None:
+    for kind, key in run.keys.items():
+        path = run.folder.phase_end(kind)
+        if key.startswith(GIVEN) and (not path.is_file() or GIVEN + sha256_of(path) != key):
+            raise ArtifactError(f"{path}: damaged: not the checkpoint that was given, of {key}")
+
+
 def _has_ended(run: Run, kind: str) -> bool:
     """Whether the phase was given, or ended here before; files that were damaged since are refused."""
     if run.folder.record(kind) is None:
-        digest = run.folder.beginning().given.get(kind)
-        path = run.folder.phase_end(kind)
-        if digest is not None and (not path.is_file() or sha256_of(path) != digest):
-            raise ArtifactError(f"{path}: damaged: not the checkpoint that was given, of sha256 {digest}")
-        return digest is not None
+        return run.keys[kind].startswith(GIVEN)
     check_phase(run.folder, kind, deciding(run.recipe, kind, run.plan, run.keys))
     return True
 
