@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepshare.arguments import ArgumentError, ints
+
 if TYPE_CHECKING:
     from deepshare.plan import Plan
 
@@ -83,28 +85,22 @@ def _bad_input() -> tuple[type[Exception], ...]:
     return (*ours, *methods, BenchReportError, ReportError, ReproduceError, ArgumentError, OSError)
 
 
-class ArgumentError(ValueError):
-    """An argument of the command line that argparse lets pass."""
-
-
 def _parser() -> argparse.ArgumentParser:
-    from deepshare import __version__, report_cli, reproduce_cli, secure_cli
+    from deepshare import __version__, report_cli, reproduce_cli, secure_cli, train_cli
 
     parser = argparse.ArgumentParser(prog="deepshare", description="Shared ReLU gates for private inference.")
     parser.add_argument("--version", action="version", version=f"deepshare {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders = (
+    for add in (
         _add_doctor,
         _add_count,
-        _add_train,
-        _add_criticality,
-        _add_compare,
+        train_cli.add,
         reproduce_cli.add,
         report_cli.add,
         secure_cli.add,
         _add_demo,
-    )
-    for add in (*adders, _add_bench_report):
+        _add_bench_report,
+    ):
         add(commands)
     return parser
 
@@ -128,51 +124,6 @@ def _add_count(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--cost", action="store_true", help="also FLOPs and parameters, by site and by stage")
     command.add_argument("--rho", type=float, help="0.5: feature maps of half the height and width")
     command.set_defaults(run=_count)
-
-
-def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
-    command = commands.add_parser("train", help="run every phase of a recipe")
-    command.add_argument("recipe", nargs="?", help="a recipe's name or a TOML file")
-    command.add_argument("--list", action="store_true", help="name the recipes that come with the package, and stop")
-    _add_run_options(command)
-    command.add_argument("--artifacts", type=Path, metavar="FOLDER", help="take phases from there, and keep them there")
-    command.add_argument(
-        "--max-minutes", type=float, metavar="M", help="stop in time, with status 75; --resume goes on"
-    )
-    command.set_defaults(run=_train)
-
-
-def _add_criticality(commands) -> None:  # type: ignore[no-untyped-def]
-    command = commands.add_parser("criticality", help="how much each stage's ReLUs matter (DeepReDuce): trains to see")
-    command.add_argument("recipe", help="a recipe's name or a TOML file, as demo-criticality")
-    command.add_argument("--seeds", metavar="N,N,...", help="train every stage once per seed (default the recipe's)")
-    command.add_argument("--split", choices=("val", "test"), default="val", help="default %(default)s")
-    _add_run_options(command)
-    command.set_defaults(run=_criticality)
-
-
-def _add_run_options(command) -> None:  # type: ignore[no-untyped-def]
-    command.add_argument("--out", type=Path, help="run folder (default runs/RECIPE)")
-    command.add_argument("--data-root", type=Path, help="folder of the official data files")
-    command.add_argument("--teacher", type=Path, help="distil from this checkpoint, train no teacher")
-    command.add_argument("--device", help="default: the first CUDA device, else the CPU")
-    command.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe: phase.*.epochs=2"
-    )
-
-
-def _add_compare(commands) -> None:  # type: ignore[no-untyped-def]
-    command = commands.add_parser("compare", help="methods side by side at equal DReLU count")
-    command.add_argument("recipe", nargs="?", help="a comparison's name or a TOML file")
-    command.add_argument("--list", action="store_true", help="name the comparisons in the package, and stop")
-    command.add_argument("--out", type=Path, help="folder (default runs/RECIPE); a stopped one goes on there")
-    command.add_argument("--data-root", type=Path, help="folder of the official data files")
-    command.add_argument("--device", help="default: the first CUDA device, else the CPU")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the comparison: seeds=[0]"
-    )
-    command.set_defaults(run=_compare)
 
 
 def _add_demo(commands) -> None:  # type: ignore[no-untyped-def]
@@ -251,75 +202,8 @@ def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in _MODEL_SETTINGS if getattr(options, name) is not None}
     for name in ("multipliers", "channels", "blocks"):
         if name in given:
-            given[name] = _ints(f"--{name}", given[name])
+            given[name] = ints(f"--{name}", given[name])
     return given
-
-
-def _ints(flag: str, text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise ArgumentError(f"{flag} must be ints with commas between, as 2,2,2 (got {text!r:.80})")
-    return tuple(map(int, parts))
-
-
-def _train(options: argparse.Namespace) -> None:
-    from deepshare.train import ArtifactStore, load_recipe, recipe_names, train
-    from deepshare.train.distributed import joined
-
-    if options.list:
-        print("\n".join(recipe_names()))
-        return
-    if options.recipe is None:
-        raise ArgumentError("RECIPE is missing: a recipe's name (see --list) or a TOML file")
-    with joined(options.device) as ranks:
-        recipe = ranks.agree(lambda: load_recipe(options.recipe, options.set))
-        result = train(
-            recipe,
-            options.out or Path("runs") / recipe.name,
-            data_root=options.data_root,
-            device=options.device,
-            resume=options.resume,
-            teacher=options.teacher,
-            artifacts=None if options.artifacts is None else ArtifactStore(options.artifacts),
-            max_minutes=options.max_minutes,
-        )
-        if ranks.is_writer:
-            drelus, accuracy = result.plan.drelus, 100 * result.test_accuracy
-            print(f"{result.checkpoint}: {drelus:,} DReLUs, test accuracy {accuracy:.2f} %")
-
-
-def _criticality(options: argparse.Namespace) -> None:
-    from deepshare.compare.criticality import measure
-    from deepshare.train import load_recipe
-
-    recipe = load_recipe(options.recipe, options.set)
-    found = measure(
-        recipe,
-        options.out or Path("runs") / recipe.name,
-        seeds=None if options.seeds is None else _ints("--seeds", options.seeds),
-        teacher=options.teacher,
-        split=options.split,
-        data_root=options.data_root,
-        device=options.device,
-        resume=options.resume,
-    )
-    print(found.table())
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from deepshare import compare
-    from deepshare.compare import report
-
-    if options.list:
-        print("\n".join(compare.compare_recipe_names()))
-        return
-    if options.recipe is None:
-        raise ArgumentError("RECIPE is missing: a comparison's name (see --list) or a TOML file")
-    recipe = compare.load_compare_recipe(options.recipe, options.set)
-    report.check_can_plot()
-    folder = options.out or Path("runs") / recipe.name
-    results = compare.compare(recipe, folder, data_root=options.data_root, device=options.device)
-    print(f"\n{report.table(results)}\n\nwritten: {report.write(recipe, results, folder)}")
 
 
 def _demo(options: argparse.Namespace) -> None:

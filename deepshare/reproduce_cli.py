@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from deepshare.arguments import ArgumentError, ints
+
 MOST_SEEDS = 1000
 
 
@@ -25,14 +27,14 @@ def add(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from deepshare.reproduce import ReproduceError, listing, reproduce
+    from deepshare.reproduce import listing, reproduce
     from deepshare.train.distributed import joined
 
     if options.list:
         print(listing(options.results, options.names or None))
         return 0
     if not options.names:
-        raise ReproduceError("reproduce: NAME is missing: recipes' names (see --list) or TOML files")
+        raise ArgumentError("NAME is missing: recipes' names (see --list) or TOML files")
     seeds = _seeds(options.seeds, options.seed)
     with joined(options.device) as ranks:
         ended = reproduce(
@@ -52,14 +54,9 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _seeds(count: int | None, text: str | None) -> tuple[int, ...]:
-    """0 to count - 1, or the seeds in `text`. Raises ReproduceError: `text` is no list of ints."""
-    from deepshare.reproduce import ReproduceError
-
-    if text is None:
-        if count is not None and not 0 < count <= MOST_SEEDS:
-            raise ReproduceError(f"--seeds must be 1 to {MOST_SEEDS} (got {count})")
-        return tuple(range(count or 1))
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
-        raise ReproduceError(f"--seed must be ints with commas between, as 0,2 (got {text!r:.80})")
-    return tuple(map(int, parts))
+    """0 to count - 1, or the seeds in `text`. Raises ArgumentError."""
+    if text is not None:
+        return ints("--seed", text, digits=19)
+    if count is not None and not 0 < count <= MOST_SEEDS:
+        raise ArgumentError(f"--seeds must be 1 to {MOST_SEEDS} (got {count})")
+    return tuple(range(count or 1))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reproduce_cases import counted_steps
 
 from deepshare.analysis.cost import cost
 from deepshare.cli import main
@@ -26,7 +27,7 @@ from deepshare.compare.recipe import ALL_RELU
 from deepshare.compare.run import read_results
 from deepshare.models import create
 from deepshare.plan import Plan
-from deepshare.train import networks
+from deepshare.train import ArtifactStore, networks
 
 PHASE = 'epochs = 1\nbatch_size = 16\nlr = 0.01\ndistill = "pretrain"\n'
 TINY = f"""
@@ -163,10 +164,14 @@ def test_a_stopped_comparison_ends_as_one_that_was_not(finished: tuple[Path, lis
     head, snl, _, _, shares = TINY.split("[[method]]")
     path = tmp_path / "fewer.toml"
     path.write_text("[[method]]".join([head.replace("240, ", ""), snl, shares]), encoding="utf-8")
-    alone = compare(load_compare_recipe(path, ["seeds=[1]"]), tmp_path / "run", say=lambda line: None)
+    fewer, store = load_compare_recipe(path, ["seeds=[1]"]), ArtifactStore(tmp_path / "artifacts")
+    alone = compare(fewer, tmp_path / "run", artifacts=store, say=lambda line: None)
     assert [cell.method for cell in alone] == [ALL_RELU, "SNL", "DeepShare"]
     same = [result for result in results if result.method in ("SNL", "DeepShare", ALL_RELU) and result.budget != 240]
     assert [replace(r, seconds=0) for r in alone] == [replace(r, seconds=0) for r in same]
+    with counted_steps() as steps:
+        assert compare(fewer, tmp_path / "again", artifacts=store, say=lambda line: None) == alone
+    assert steps == [0]
 
 
 def test_the_folder_of_another_comparison_is_refused(finished: tuple[Path, list[Result]], recipe_file: Path):

@@ -52,12 +52,25 @@ ON_TOP = {
     "demo",
     "secure_party_cli",
     "secure_cli",
+    "arguments",
+    "train_cli",
     "reproduce_cli",
     "report_cli",
     "cli",
     "__main__",
 }  # may import everything below, and each other downwards
-TOP_ORDER = ["doctor", "demo", "secure_party_cli", "secure_cli", "reproduce_cli", "report_cli", "cli", "__main__"]
+TOP_ORDER = [
+    "doctor",
+    "demo",
+    "secure_party_cli",
+    "secure_cli",
+    "arguments",
+    "train_cli",
+    "reproduce_cli",
+    "report_cli",
+    "cli",
+    "__main__",
+]
 FOR_TYPES = {("analysis", "secure")}  # a comparison names the secure reports it is given
 OUTSIDE = {"bench", "tests", "kernels"}  # never imported by name; kernels is reached as deepshare.kernels
 

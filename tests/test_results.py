@@ -144,6 +144,7 @@ def test_changes_of_data_model_and_all_phases_reach_what_counts(tmp_path):
     assert counts.data.limit == 63
     assert {phase.batch_size for phase in counts.phase} == {16}
     assert (recipe.plan.budget, counts.plan.budget) == (100, 150)
+    assert recipe.published is None  # it is another recipe than the one for that row
 
 
 def test_what_counts_runs_once_a_seed_and_not_for_a_run_that_has_begun(tmp_path):

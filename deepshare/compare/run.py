@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
 from deepshare.files import write_whole
 from deepshare.methods import snl
 from deepshare.plan import PlanError
-from deepshare.train import RecipeError, TrainResult, networks, train
+from deepshare.train import ArtifactStore, RecipeError, TrainResult, networks, train
 from deepshare.train.trainer import check_run
 
 
@@ -48,11 +49,13 @@ def compare(
     *,
     data_root: Path | None = None,
     device: str | None = None,
+    artifacts: ArtifactStore | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Result]:
     """Train every cell of `recipe` in `folder`, one after the other; what has ended is not trained again.
 
-    Writes folder/results.json after each cell. A killed comparison continues when called again.
+    Writes folder/results.json after each cell. A killed comparison continues when called again. artifacts: as `train`
+    takes them; comparisons that differ in budgets or methods alone then share their all-ReLU networks.
 
     Raises:
         CompareError: the folder holds another comparison, or a method has no network within a budget (before anything
@@ -72,7 +75,7 @@ def compare(
     results: list[Result] = []
     with _threads(recipe.threads):
         for cell in (todo := cells(recipe)):
-            ended = _train(recipe, cell, spec, folder, data_root, device)
+            ended = _train(recipe, cell, spec, folder, data_root, device, artifacts)
             results.append(_result(cell, ended))
             write_whole(folder / "results.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
             say(_line(results[-1], len(results), len(todo)))
@@ -127,17 +130,19 @@ def _train(
     folder: Path,
     data_root: Path | None,
     device: str | None,
+    artifacts: ArtifactStore | None,
 ) -> TrainResult:
     run_dir = folder / cell.folder
+    run = partial(train, run_dir=run_dir, data_root=data_root, device=device, resume=True, artifacts=artifacts)
     if cell.method == ALL_RELU:
-        return train(all_relu_recipe(recipe, cell.seed), run_dir, data_root=data_root, device=device, resume=True)
+        return run(all_relu_recipe(recipe, cell.seed))
     teacher = _teacher(recipe, cell, folder)
     made, plan = cell_recipe(recipe, cell, spec, folder, pretrained=teacher is not None)
     if plan is not None and made.plan.file is not None:
         Path(made.plan.file).parent.mkdir(exist_ok=True)
         plan.save(made.plan.file)
     made = as_begun(made, run_dir)
-    return train(made, run_dir, data_root=data_root, device=device, resume=True, teacher=teacher)
+    return run(made, teacher=teacher)
 
 
 def _teacher(recipe: CompareRecipe, cell: Cell, folder: Path) -> Path | None:

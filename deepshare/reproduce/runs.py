@@ -10,6 +10,7 @@ from typing import Any
 
 from deepshare.reproduce.errors import ReproduceError, require
 from deepshare.train import Recipe, load_recipe, recipe_names
+from deepshare.train.recipe import first_difference
 from deepshare.train.recipe_parts import MAX_SEED
 
 MASKS = "-masks"  # ends the name of a run that stops after SNL's masks
@@ -95,9 +96,13 @@ def find(name: str) -> str:
 def load_with_counts(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Recipe | None]:
     """The recipe, and the one that plan.counts_of names (beside it or in the package), cut after its masks.
 
+    A recipe that `overrides` change is no longer the one for a row of a paper's table.
+
     Raises ReproduceError: one of them is not there, or the other is of another network or has no masks. RecipeError.
     """
     recipe = load_recipe(find(name), overrides)
+    if first_difference(recipe, load_recipe(find(name))) is not None:
+        recipe = replace(recipe, published=None)
     if recipe.plan.counts_of is None:
         return recipe, None
     shared = [change for change in overrides if change.lstrip().startswith(SHARED_OVERRIDES)]
