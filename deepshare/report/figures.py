@@ -96,7 +96,7 @@ def _dimensions(row: Row) -> Figure:
         f"Effective dimension of the ReLU gates across channels, over the number of channels: {row.name}, seed "
         f"{result.seed}, {result.gate_dimensions.images:,} test images; a value a position, the last ReLU of each "
         "stage (the paper shows four layers and does not name them). Orange: positions shuffled within each channel. "
-        "Boxes: quartiles; whiskers: 5 to 95 %."
+        "Boxes: quartiles; whiskers: 5 to 95 %. A site of one position has nothing to shuffle."
     )
     description = "Box plots for each stage: " + "; ".join(
         f"{stage} median {median(sites[site].real):.2f} real, {median(sites[site].shuffled):.2f} shuffled"
@@ -118,9 +118,9 @@ def _last_of_stages(sites: Sequence[str], model: dict[str, Any]) -> dict[str, st
 def _boxes(axes: Any, values: list[Any], shift: float, colour: str) -> None:
     places = [place + shift for place in range(len(values))]
     look = {"patch_artist": True, "showfliers": False, "whis": (5, 95), "widths": 0.32, "manage_ticks": False}
-    drawn = axes.boxplot(values, positions=places, medianprops={"color": "black"}, **look)
-    for box in drawn["boxes"]:
-        box.set(facecolor=colour, alpha=0.75)
+    edges = {name: {"color": colour} for name in ("whiskerprops", "capprops")}
+    filled = {"facecolor": colour, "edgecolor": colour, "linewidth": 1.5}  # a box as thin as a line keeps its colour
+    axes.boxplot(values, positions=places, medianprops={"color": "black"}, boxprops=filled, **edges, **look)
 
 
 def _learned(result: Result) -> bool:

@@ -20,8 +20,8 @@ _HOW = """<ul>
 <li><b>ours - paper</b>: in percentage points, of the chosen epoch.</li>
 <li><b>DReLUs</b>: those of the network that was trained, counted; kReLUs are thousands, as the paper prints them.</li>
 <li><b>commit</b>: of the source that trained; -dirty: with changes.</li>
-<li>A result counts for the recipe it was trained by. Where the recipe has changed since, it is stale: it is left out,
-and the row says so.</li>
+<li>A result counts for the recipe it was trained by. Where the recipe is another by now, or was changed by
+<code>--set</code>, it is stale: it is left out, and the row says so.</li>
 </ul>"""
 
 
