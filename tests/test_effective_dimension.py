@@ -123,3 +123,14 @@ def test_what_cannot_be_measured_is_refused():
         gate_dimensions(nn.Flatten(), torch.randn(4, 3, 2, 2))
     with pytest.raises(ValueError, match=r"N in 2\.\.2\^24 \(got \[1, 3, 2, 2\]\)"):
         gate_dimensions(Passing(), torch.randn(1, 3, 2, 2))
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_the_same_gates():
+    torch.use_deterministic_algorithms(False)  # cuBLAS would ask for a workspace setting
+    torch.manual_seed(0)
+    images = torch.randn(300, 24, 5, 5)
+    (here,), (there,) = gate_dimensions(Passing(), images), gate_dimensions(Passing(), images.cuda())
+    torch.testing.assert_close(there.real, here.real, rtol=1e-12, atol=0)
+    torch.testing.assert_close(there.shuffled, here.shuffled, rtol=0.1, atol=0)  # other permutations, as many
+    assert not there.real.is_cuda
