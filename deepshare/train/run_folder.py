@@ -2,6 +2,7 @@
 
     recipe.toml                 every key resolved
     run.json                    the format of this folder, the plan the run began with, what it was given
+    asked.json                  of `deepshare reproduce`: what the numbers in place of plan.counts_of are from
     plan.json                   of the hard network (of SNL: once its masks are learned)
     metrics.csv  log.txt
     checkpoints/                of the phase under way (deepshare.train.checkpoints)
