@@ -27,6 +27,8 @@ def run_chain(run: Run, store: ArtifactStore | None) -> None:
             _bring_to_end(run, phase, store)
         elif store is not None:
             store.keep_phase(run.folder, phase.kind)
+        if phase.kind == "masks":
+            load_checkpoint(run.folder.phase_end("masks")).plan.save(run.folder.plan)
         if (record := run.folder.record(phase.kind)) is not None:
             run.rows.extend(record.rows)
     run.folder.write_metrics(run.rows)
@@ -54,8 +56,6 @@ def _bring_to_end(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> 
             _train(run, phase)
             if store is not None:
                 store.keep_phase(run.folder, phase.kind)
-    if phase.kind == "masks":
-        load_checkpoint(run.folder.phase_end("masks")).plan.save(run.folder.plan)
 
 
 def _alone(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> AbstractContextManager[None]:

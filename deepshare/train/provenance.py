@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -74,18 +75,23 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def commit(source: Path = _SOURCE) -> str | None:
-    """The commit of the checkout `source`, its first 12 digits, and -dirty; None where `source` is no checkout.
+@cache  # of what this process imported, whatever is checked out later
+def commit() -> str | None:
+    """The commit of the checkout that deepshare was imported from, see `commit_of`.
 
     A copy of the source without its history can be named by the variable DEEPSHARE_COMMIT.
     """
-    if named := os.environ.get("DEEPSHARE_COMMIT"):
-        return named
+    return os.environ.get("DEEPSHARE_COMMIT") or commit_of(_SOURCE)
+
+
+def commit_of(source: Path) -> str | None:
+    """The first 12 digits of the commit of the checkout `source`, and -dirty; None where it is no checkout."""
     if not (source / ".git").exists():  # git would find the checkout that an installed package happens to lie in
         return None
     describe = ["git", "-C", str(source), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # a run must not stand in the way of a commit
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, check=False)
+        done = subprocess.run(describe, env=environment, capture_output=True, text=True, check=False)
     except OSError:  # no git
         return None
     return done.stdout.strip() or None
