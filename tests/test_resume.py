@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.timeout(900)  # one fixture lives four runs, 45 s on a free core
 SMALL = ["model.width=2", "data.limit=64", "phase.*.epochs=2", "phase.*.batch_size=16"]
 SNL = [*SMALL, "plan.budget=100", "phase.masks.epochs=9", "phase.masks.lr=0.1", "snl.lasso=0.1"]
 PHASES = ("teacher", "gelu", "switch", "finetune")
