@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 _BACKEND_NAMES = {"reference": "plain PyTorch", "cpu": "C++", "triton": "Triton", "cuda": "C++/CUDA"}
 _OPTIONAL = {
-    "matplotlib": "plots of the demo (pip install 'deepshare[demo]')",
+    "matplotlib": "pictures of the demo, of compare and of report (pip install 'deepshare[demo]')",
     "scikit-learn": "the digits of the demo (pip install 'deepshare[demo]')",
 }
 
