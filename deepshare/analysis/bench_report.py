@@ -18,6 +18,7 @@ _TITLES = {
     "module": "Modules",
     "model": "Networks, inference",
     "step": "Networks, training step",
+    "loop": "Training loops",
     "host": "Host time of a call",
     "gates": "Gate backends",
 }
