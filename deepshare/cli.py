@@ -29,14 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("deepshare: interrupted", file=sys.stderr)
         return 130
     except _pauses() as pause:
-        print(f"deepshare: {pause}", file=sys.stderr)
+        _tell(pause)
         return os.EX_TEMPFAIL
     except _bad_input() as error:
-        if not getattr(
-            error, "told_elsewhere", False
-        ):  # deepshare.train.distributed: by the first of several processes
-            print(f"deepshare: {error}", file=sys.stderr)
+        _tell(error)
         return 2
+
+
+def _tell(error: Exception) -> None:
+    """One line on stderr, once if several processes agree on it."""
+    from deepshare.train.distributed import is_told_elsewhere
+
+    if not is_told_elsewhere(error):
+        print(f"deepshare: {error}", file=sys.stderr)
 
 
 IN_SEVERAL_PROCESSES = ("train", "reproduce")

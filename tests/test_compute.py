@@ -30,6 +30,8 @@ def test_several_processes_have_no_graph():
     assert not ComputeRecipe().on(CUDA, 2).graph
     with pytest.raises(RecipeError, match=r"compute\.graph: wanted .* for 2 processes, got true"):
         ComputeRecipe(graph=True).on(CUDA, 2)
+    with pytest.raises(RecipeError, match=r"compute\.compile: wanted false for 2 processes, got true"):
+        ComputeRecipe(compile=True).on(CUDA, 2)
 
 
 def test_batch_norms_are_synced_unless_a_recipe_says_otherwise():

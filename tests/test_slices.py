@@ -14,7 +14,7 @@ from deepshare import data
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.cli import main
 from deepshare.nn import LearnedMask
-from deepshare.train import ArtifactStore, Recipe, TrainingPaused, load_recipe, phases, slices, train, trainer
+from deepshare.train import ArtifactStore, Recipe, TrainingPaused, load_recipe, phases, run, slices, train
 from deepshare.train.checkpoints import Checkpoints, State
 from deepshare.train.loop import evaluate, make_optimizer
 from deepshare.train.networks import fresh, make_plan, model_spec
@@ -153,7 +153,7 @@ def test_checkpoints_are_seldom_and_what_a_kill_loses_is_trained_again(whole, tm
 def with_falling_accuracy(monkeypatch) -> None:
     """The first epoch of a phase is its best on validation."""
     accuracies = iter([0.9, 0.5] * 9)
-    monkeypatch.setattr(phases, "evaluate", lambda *_: next(accuracies))
+    monkeypatch.setattr(phases, "validate", lambda *_: next(accuracies))
 
 
 def test_the_last_epoch_is_measured_beside_the_one_that_validation_chose(whole, tmp_path, monkeypatch):
@@ -198,8 +198,8 @@ def test_a_best_epoch_in_memory_or_on_disk_goes_on_and_the_last_one_may_be_left_
 
 def test_where_the_last_epoch_is_the_chosen_one_it_is_measured_once(tmp_path, monkeypatch):
     accuracies, measured = iter([0.5, 0.9]), []
-    monkeypatch.setattr(phases, "evaluate", lambda *_: next(accuracies))
-    monkeypatch.setattr(trainer, "evaluate", lambda *arguments: measured.append(0.25 * len(measured)) or measured[-1])
+    monkeypatch.setattr(phases, "validate", lambda *_: next(accuracies))
+    monkeypatch.setattr(run, "evaluate", lambda *arguments: measured.append(0.25 * len(measured)) or measured[-1])
     result = train(replace(small(), phase=small().phase[:1]), tmp_path / "run")
     assert measured == [0, 0.25]  # test and validation
     assert (result.test_accuracy, result.test_accuracy_last, result.val_accuracy) == (0, 0, 0.25)

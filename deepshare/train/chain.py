@@ -1,6 +1,7 @@
 """Phase after phase: each is taken from the store of artifacts, or trained and kept there."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 
 from deepshare.checkpoint import load_checkpoint
 from deepshare.files import sha256_of
@@ -19,20 +20,26 @@ def run_chain(run: Run, store: ArtifactStore | None) -> None:
 
     Raises ArtifactError: one that ended here, or is in the store, is damaged or of another run. And as the phases do.
     """
-    _check_given(run)
-    ended = [phase.kind for phase in run.recipe.phase if _has_ended(run, phase.kind)]
+    ranks = run.ranks
+    ended = ranks.from_writer(partial(_ended, run))
     run.progress.left = sum(phase.epochs for phase in run.recipe.phase if phase.kind not in ended)
     for phase in run.recipe.phase:
         if phase.kind not in ended:
             _bring_to_end(run, phase, store)
         elif store is not None:
-            store.keep_phase(run.folder, phase.kind)
+            ranks.from_writer(partial(store.keep_phase, run.folder, phase.kind))
         if phase.kind == "masks":
-            load_checkpoint(run.folder.phase_end("masks")).plan.save(run.folder.plan)
+            ranks.from_writer(partial(_save_plan, run))
         if (record := run.folder.record(phase.kind)) is not None:
             run.rows.extend(record.rows)
-    run.folder.write_metrics(run.rows)
-    run.folder.checkpoints.clear()
+    ranks.from_writer(lambda: run.folder.write_metrics(run.rows))
+    ranks.from_writer(run.folder.checkpoints.clear)
+
+
+def _ended(run: Run) -> list[str]:
+    """The phases that were given or ended here before, undamaged."""
+    _check_given(run)
+    return [phase.kind for phase in run.recipe.phase if _has_ended(run, phase.kind)]
 
 
 def _check_given(run: Run) -> None:
@@ -51,11 +58,15 @@ def _has_ended(run: Run, kind: str) -> bool:
 
 
 def _bring_to_end(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> None:
-    with _alone(run, phase, store):
-        if store is None or not _take(run, phase, store):
+    with ExitStack() as held:  # by the first rank, for all
+        if not run.ranks.from_writer(lambda: _take(run, phase, store, held)):
             _train(run, phase)
             if store is not None:
-                store.keep_phase(run.folder, phase.kind)
+                run.ranks.from_writer(partial(store.keep_phase, run.folder, phase.kind))
+
+
+def _save_plan(run: Run) -> None:
+    load_checkpoint(run.folder.phase_end("masks")).plan.save(run.folder.plan)
 
 
 def _alone(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> AbstractContextManager[None]:
@@ -67,14 +78,17 @@ def _alone(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> Abstrac
         if not said:
             run.progress.say(f"{phase.kind}: another run trains it; waiting")
             said = True
+        run.ranks.not_yet()
         if run.allowance.over:
             raise TrainingPaused(phase.kind, 0, phase.epochs, run.progress.left, "another run still trains this phase")
 
     return nullcontext() if store is None else store.locked(run.keys[phase.kind], waiting)
 
 
-def _take(run: Run, phase: PhaseRecipe, store: ArtifactStore) -> bool:
-    record = store.fetch(run.keys[phase.kind], run.folder, phase.kind)
+def _take(run: Run, phase: PhaseRecipe, store: ArtifactStore | None, held: ExitStack) -> bool:
+    """Whether the phase was taken from the store; if not, it is ours to train, for as long as `held` is open."""
+    held.enter_context(_alone(run, phase, store))
+    record = None if store is None else store.fetch(run.keys[phase.kind], run.folder, phase.kind)
     if record is None:
         return False
     run.progress.left -= phase.epochs
@@ -87,10 +101,15 @@ def _take(run: Run, phase: PhaseRecipe, store: ArtifactStore) -> bool:
 
 
 def _train(run: Run, phase: PhaseRecipe) -> None:
-    state = run.folder.checkpoints.newest(phase.kind)
-    if state is not None:
-        run.progress.say(f"resumed after {phase.kind}, epoch {state.epoch}")
-        run.progress.left -= state.epoch
-        run.folder.write_metrics((*run.rows, *state.rows))
+    state = run.ranks.from_writer(partial(_resumed, run, phase.kind))
     run_this = run_masks if phase.kind == "masks" else run_phase
     run_this(run, phase, state or State(phase.kind))
+
+
+def _resumed(run: Run, kind: str) -> State | None:
+    state = run.folder.checkpoints.newest(kind)
+    if state is not None:
+        run.progress.say(f"resumed after {kind}, epoch {state.epoch}")
+        run.progress.left -= state.epoch
+        run.folder.write_metrics((*run.rows, *state.rows))
+    return state

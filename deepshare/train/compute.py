@@ -58,7 +58,7 @@ class ComputeRecipe:
     precision: "bf16" autocast or "fp32"; auto is bf16 on CUDA and fp32 on the CPU
     channels_last: auto is true: on the CPU too it was the faster one of the two (docs/training.md)
     graph: auto is true on CUDA for one process; on the CPU and for several there is none, and true is refused
-    compile: torch.compile of the student's forward pass
+    compile: torch.compile of the student's forward pass, in one process
     sync_batch_norm: of several processes, statistics over the whole batch, so that N compute what one does; without it
         over each one's share, as if the batch were that small
     """
@@ -72,12 +72,13 @@ class ComputeRecipe:
     def on(self, device: torch.device, processes: int = 1) -> Compute:
         """What this recipe does on `device`, in one of `processes` that train together.
 
-        Raises RecipeError: a captured graph is wanted where there is none.
+        Raises RecipeError: a captured graph is wanted where there is none, compilation in one of several.
         """
         cuda, alone = device.type == "cuda", processes == 1
         where = f"on {device}" if alone else f"for {processes} processes"
         can_capture = cuda and alone  # collectives in a capture want settings of NCCL that nobody could test here
         require(can_capture or self.graph is not True, f'compute.graph: wanted "auto" or false {where}, got true')
+        require(alone or not self.compile, f"compute.compile: wanted false {where}, got true")
         return Compute(
             device,
             bf16=cuda if self.precision == "auto" else self.precision == "bf16",

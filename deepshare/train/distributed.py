@@ -30,6 +30,7 @@ _SYNC_BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in signature(DistributedDataParallel).parameters
 )
+_NOT_YET = "not yet"
 _joins = count()
 _joined: list["Ranks"] = []  # the ranks of this process while they are joined: a group is per process
 
@@ -65,7 +66,10 @@ class Ranks:
             result = work()
         except Exception as caught:
             error = caught
-        told = self._gather(None if error is None else _in_parts(error))
+        mine = None if error is None else _in_parts(error)
+        told = self._gather(mine)
+        while told[0] == _NOT_YET:
+            told = self._gather(mine)
         first = next((rank for rank, said in enumerate(told) if said is not None), None)
         if first is None:
             return result
@@ -79,6 +83,11 @@ class Ranks:
         """`work()` of rank 0, a value that pickles, on every rank; an error of it too. The others wait for it."""
         result = self.agree(lambda: work() if self.is_writer else None)
         return result if self.world == 1 else self._gather(result)[0]  # type: ignore[return-value]
+
+    def not_yet(self) -> None:
+        """Inside the work of from_writer: tell the others to wait on, where it may take longer than their timeout."""
+        if self.world > 1:
+            self._gather(_NOT_YET)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over ranks of a tensor of integers: exact."""
@@ -133,7 +142,8 @@ class Ranks:
 
 def is_told_elsewhere(error: BaseException) -> bool:
     """Whether rank 0 has this error too and tells it."""
-    return getattr(error, "told_elsewhere", False)
+    cause = error.__cause__
+    return getattr(error, "told_elsewhere", False) or (cause is not None and is_told_elsewhere(cause))
 
 
 def _in_parts(error: Exception) -> tuple[type[Exception], str, Any, dict[str, Any]]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deepshare.data import Batch, Batches
 from deepshare.nn import LearnedMask, SharedReLU2d
+from deepshare.train.distributed import Ranks
 from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.step import TrainingStep
 
@@ -31,11 +32,16 @@ def train_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> float | None:
-    """Share of images whose label has the largest logit, in [0, 1]; None if there are no images."""
+def evaluate(model: nn.Module, batches: Batches, ranks: Ranks | None = None) -> float | None:
+    """Share of images whose label has the largest logit, in [0, 1]; None if there are no images.
+
+    ranks: the processes that have a part of each batch, as `batches` was made
+    """
     model.eval()
     right = [(model(batch.images).argmax(1) == batch.labels).sum() for batch in batches]
-    return float(torch.stack(right).sum()) / batches.image_count if right else None
+    count = torch.stack(right).sum() if right else torch.zeros((), dtype=torch.int64)
+    count = count if ranks is None else ranks.total(count)
+    return float(count) / batches.image_count if batches.image_count else None
 
 
 def make_optimizer(model: nn.Module, phase: PhaseRecipe) -> torch.optim.Optimizer:

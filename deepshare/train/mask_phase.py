@@ -16,10 +16,9 @@ from deepshare.plan import Plan, apply_plan
 from deepshare.train import networks
 from deepshare.train.checkpoints import State
 from deepshare.train.errors import TrainingError
-from deepshare.train.loop import evaluate
 from deepshare.train.phase_keeper import PhaseKeeper
 from deepshare.train.phase_recipe import PhaseRecipe
-from deepshare.train.phases import EVAL_BATCH, phase_task, resumed_optimizer, save_network, train_one_epoch
+from deepshare.train.phases import phase_task, resumed_optimizer, save_network, train_one_epoch
 from deepshare.train.rows import Row
 from deepshare.train.run import Run
 from deepshare.train.step import training_step
@@ -56,7 +55,7 @@ def run_masks(run: Run, phase: PhaseRecipe, state: State) -> None:
     masks = {site.name: _learned(model, site.name).mask for site in snl.mask_sites(run.plan)}
     optimizer = resumed_optimizer(model, phase, state)
     with_lasso = WithLasso(phase_task(run, phase), list(masks.values()), at.lasso)
-    step = training_step(model, with_lasso, optimizer, run.compute)
+    step = training_step(run.parallel(model), with_lasso, optimizer, run.compute)
     keeper = PhaseKeeper(run, phase, state, optimizer)
     while keeper.state.epoch < phase.epochs and at.count > budget:
         keeper.pause_in_time()
@@ -141,15 +140,12 @@ def _end(run: Run, keeper: PhaseKeeper, model: nn.Module, masks: Mapping[str, Te
     above = sum(snl.count_kept(run.plan, masks, settings.epsilon).values())
     if not settings.exact and above > budget:
         keeper.save()
-        raise TrainingError(
-            f"masks: {above:,} ReLUs are left after {state.epoch} epochs, {budget:,} are wanted; "
-            "raise phase.masks.epochs or snl.lasso, or set snl.exact"
-        )
+        run.ranks.agree(partial(_fail_above, above, state.epoch, budget))
     choose = (
         partial(snl.binarise, budget=budget) if settings.exact else partial(snl.threshold, epsilon=settings.epsilon)
     )
     binary, plan = _binary(run, model, choose(run.plan, masks))
-    accuracy = evaluate(binary, run.dataset.batches("val", EVAL_BATCH))
+    accuracy = run.accuracy(binary, "val")
     shown = "none" if accuracy is None else f"{100 * accuracy:.2f} %"
     run.progress.say(
         f"masks: {above:,} of {run.plan.drelus:,} above {settings.epsilon:g} after {state.epoch} epochs; "
@@ -157,3 +153,10 @@ def _end(run: Run, keeper: PhaseKeeper, model: nn.Module, masks: Mapping[str, Te
     )
     row = {**state.rows[-1], "val_accuracy": accuracy}
     keeper.end(partial(save_network, run, binary, plan, row))
+
+
+def _fail_above(above: int, epochs: int, budget: int) -> None:
+    raise TrainingError(
+        f"masks: {above:,} ReLUs are left after {epochs} epochs, {budget:,} are wanted; "
+        "raise phase.masks.epochs or snl.lasso, or set snl.exact"
+    )

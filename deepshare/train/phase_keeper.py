@@ -38,9 +38,12 @@ class PhaseKeeper:
 
     def pause_in_time(self) -> None:
         """Before an epoch. Raises TrainingPaused, with everything saved: another epoch does not fit into this call."""
+        self.run.ranks.from_writer(self._pause_in_time)
+
+    def _pause_in_time(self) -> None:
         state, allowance = self.state, self.run.allowance
         if not allowance.fits_another:
-            self.save()
+            self._save()
             raise TrainingPaused(self.phase.kind, state.epoch, self.phase.epochs, self.run.progress.left)
         allowance.begin_epoch()
 
@@ -59,15 +62,21 @@ class PhaseKeeper:
         self.state = replace(self.state.after_epoch(row, may_be_best=keep is not None), masks=masks)
         self._write = write
         if keep is not None and self.state.best_epoch == self.state.epoch:
-            self._write_best = keep()
-        if time.monotonic() - self._saved_at >= self.run.checkpoint_seconds:
-            self.save()
-        self.run.folder.write_metrics((*self.run.rows, *self.state.rows))
-        self.run.progress.end_epoch(row)
+            self._write_best = keep() if self.run.ranks.is_writer else None
+        self.run.ranks.from_writer(self._show_epoch)
         self.run.allowance.end_epoch()
+
+    def _show_epoch(self) -> None:
+        if time.monotonic() - self._saved_at >= self.run.checkpoint_seconds:
+            self._save()
+        self.run.folder.write_metrics((*self.run.rows, *self.state.rows))
+        self.run.progress.end_epoch(self.state.rows[-1])
 
     def save(self) -> None:
         """Write a checkpoint of the last epoch, unless it is there."""
+        self.run.ranks.from_writer(self._save)
+
+    def _save(self) -> None:
         if self._saved == self.state.epoch:
             return
         assert self._write is not None
@@ -80,6 +89,9 @@ class PhaseKeeper:
 
         The last epoch is kept beside a better one where a recipe may end with this phase; after gelu comes the switch.
         """
+        self.run.ranks.from_writer(lambda: self._end(write))
+
+    def _end(self, write: Writer) -> None:
         folder, state, kind = self.run.folder, self.state, self.phase.kind
         chosen = state.best_epoch if self.phase.keeps_best else state.epoch
         files = {WEIGHTS: folder.phase_end(kind)}

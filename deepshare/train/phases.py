@@ -15,7 +15,7 @@ from deepshare.plan import Plan
 from deepshare.train import networks
 from deepshare.train.checkpoints import State
 from deepshare.train.errors import TrainingError
-from deepshare.train.loop import evaluate, make_optimizer, train_epoch
+from deepshare.train.loop import make_optimizer, train_epoch
 from deepshare.train.phase_keeper import PhaseKeeper
 from deepshare.train.phase_recipe import PhaseRecipe
 from deepshare.train.rows import Row
@@ -24,8 +24,6 @@ from deepshare.train.seeds import derive
 from deepshare.train.step import TrainingStep, training_step
 from deepshare.train.task import Decoupled, Distillation, HardLabels, Task, kl
 from deepshare.train.teacher import KnownLogits, Network, Teacher
-
-EVAL_BATCH = 512
 
 
 def run_phase(run: Run, phase: PhaseRecipe, state: State) -> None:
@@ -36,7 +34,8 @@ def run_phase(run: Run, phase: PhaseRecipe, state: State) -> None:
     """
     model, plan = _student(run, phase, state)
     optimizer = resumed_optimizer(model, phase, state)
-    step = training_step(fuse(model, plan.input_size), phase_task(run, phase), optimizer, run.compute)
+    forward = run.parallel(fuse(model, plan.input_size))
+    step = training_step(forward, phase_task(run, phase), optimizer, run.compute)
     keeper = PhaseKeeper(run, phase, state, optimizer)
     for epoch in range(state.epoch, phase.epochs):
         keeper.pause_in_time()
@@ -116,14 +115,11 @@ def train_one_epoch(
     step.set_learning_rate(lr)
     batches = _batches(run, phase, epoch)
     run.progress.start_epoch(phase.kind, epoch + 1, phase.epochs, len(batches), batches.image_count)
-    loss = train_epoch(step, batches, run.progress.after_step)
+    loss = run.ranks.mean(train_epoch(step, batches, run.progress.after_step))
     seconds = run.progress.training_seconds()
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"{phase.kind}, epoch {epoch + 1}: the loss is {loss}; lower phase.{phase.kind}.lr (it was {lr:g} here)"
-        )
-    with run.compute.autocast():
-        accuracy = evaluate(step.model, run.dataset.batches("val", EVAL_BATCH))
+    run.ranks.agree(partial(_check_loss, phase, epoch, loss, lr))
+    run.unite_statistics(model)
+    accuracy = validate(run, step.model)
     return {
         "phase": phase.kind,
         "epoch": epoch + 1,
@@ -137,12 +133,26 @@ def train_one_epoch(
     }
 
 
+def validate(run: Run, model: nn.Module) -> float | None:
+    """Accuracy on the validation split, in the precision that is trained in."""
+    with run.compute.autocast():
+        return run.accuracy(model, "val")
+
+
+def _check_loss(phase: PhaseRecipe, epoch: int, loss: float, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"{phase.kind}, epoch {epoch + 1}: the loss is {loss}; lower phase.{phase.kind}.lr (it was {lr:g} here)"
+        )
+
+
 def _batches(run: Run, phase: PhaseRecipe, epoch: int) -> Batches:
     return run.dataset.batches(
         "train",
         phase.batch_size,
         augment=run.recipe.data.augment,
         seed=derive(run.recipe.seed, "batches", phase.kind, epoch),
+        share=run.ranks.share,
     )
 
 

@@ -77,6 +77,19 @@ class Progress:
         )
 
 
+class Silence(Progress):
+    """The progress of a rank that is not the first: it takes the time and says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def say(self, line: str) -> None:
+        pass
+
+    def _show(self, text: str) -> None:
+        pass
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

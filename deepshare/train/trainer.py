@@ -1,24 +1,23 @@
 """A whole run: recipe in, checkpoint out, resumable at every moment."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from deepshare.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from deepshare.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.data import Dataset
 from deepshare.plan import Plan
 from deepshare.train.artifact_key import phase_keys
 from deepshare.train.artifacts import ArtifactStore
 from deepshare.train.chain import run_chain
+from deepshare.train.distributed import Ranks, joined
 from deepshare.train.errors import RecipeError, TrainingError
-from deepshare.train.loop import evaluate
 from deepshare.train.networks import make_plan, model_spec, pretrain_plan
-from deepshare.train.phases import EVAL_BATCH
-from deepshare.train.progress import Progress
+from deepshare.train.progress import Progress, Silence
 from deepshare.train.recipe import Recipe
 from deepshare.train.recipe_file import load_recipe
 from deepshare.train.rows import Row
@@ -80,28 +79,69 @@ def train(
     Raises RecipeError, DataError, CheckpointError (the teacher), TrainingError; nothing is written before all of
     them that can be known in advance. TrainingPaused: `max_minutes` are over; another call, with resume, goes on.
     """
-    allowance = Allowance(max_minutes)
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder, teacher_path = RunFolder(run_dir), None if teacher is None else Path(teacher)
-    folder.check(recipe, teacher_path, resume=resume)
+    with joined(device) as ranks, ExitStack() as held:
+        allowance, ready = ranks.agree(
+            lambda: (Allowance(max_minutes), _checked(recipe, folder, teacher_path, data_root, device, resume, ranks))
+        )
+        ranks.from_writer(lambda: _take_folder(folder, ready, teacher_path, resume, held))
+        with _writing(folder):
+            run = _run_of(ready, folder, allowance, checkpoint_seconds, ranks)
+            if not ranks.from_writer(lambda: folder.result() is not None):
+                run.progress.say(_announcement(run))
+                run_chain(run, artifacts)
+                _finish(run)
+            return _result(run)
+
+
+class _Ready(NamedTuple):
+    """A run that nothing speaks against."""
+
+    recipe: Recipe
+    dataset: Dataset
+    spec: dict[str, Any]
+    plan: Plan
+    device: torch.device
+
+
+def _checked(
+    recipe: Recipe | str | Path,
+    folder: RunFolder,
+    teacher: Path | None,
+    data_root: str | Path | None,
+    device: str | torch.device | None,
+    resume: bool,
+    ranks: Ranks,
+) -> _Ready:
+    """All that can be known before anything is written."""
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder.check(recipe, teacher, resume=resume)
     dataset = recipe.data.load(data_root)
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
     plan = make_plan(recipe, spec, folder.beginning().plan if folder.begun else None)
-    check_teacher(recipe, dataset, teacher_path, known=folder.phase_end(recipe.needs or "teacher").is_file())
-    if teacher_path is not None and not folder.begun:
-        _check_start(recipe, spec, plan, teacher_path)
-    place = check_run(recipe, dataset, device)
-    with folder.locked(), _writing(folder):
-        folder.check(recipe, teacher_path, resume=resume)  # again: another process may have been here since
-        folder.begin(recipe, plan, teacher_path)
-        keys = phase_keys(recipe, plan, folder.beginning().given)
-        shown = Progress(folder.path / "log.txt")
-        run = Run(recipe, folder, dataset.to(place), spec, plan, place, shown, keys, allowance, checkpoint_seconds)
-        if folder.result() is None:
-            _announce(run)
-            run_chain(run, artifacts)
-            _finish(run)
-        return _result(run)
+    check_teacher(recipe, dataset, teacher, known=folder.phase_end(recipe.needs or "teacher").is_file())
+    if teacher is not None and not folder.begun:
+        _check_start(recipe, spec, plan, teacher)
+    place = check_run(recipe, dataset, ranks.device or device)
+    recipe.compute.on(place, ranks.world)
+    _check_shares(recipe, dataset, ranks)
+    return _Ready(recipe, dataset, spec, plan, place)
+
+
+def _take_folder(folder: RunFolder, ready: _Ready, teacher: Path | None, resume: bool, held: ExitStack) -> None:
+    """Begin the run, or find it begun, and keep other processes out for as long as `held` is open."""
+    held.enter_context(folder.locked())
+    with _writing(folder):
+        folder.check(ready.recipe, teacher, resume=resume)  # again: another process may have been here since
+        folder.begin(ready.recipe, ready.plan, teacher)
+
+
+def _run_of(ready: _Ready, folder: RunFolder, allowance: Allowance, checkpoint_seconds: float, ranks: Ranks) -> Run:
+    recipe, dataset, spec, plan, place = ready
+    keys = phase_keys(recipe, plan, folder.beginning().given)
+    progress = Progress(folder.path / "log.txt") if ranks.is_writer else Silence()
+    moved = dataset.to(place)
+    return Run(recipe, folder, moved, spec, plan, place, progress, keys, allowance, checkpoint_seconds, ranks=ranks)
 
 
 @contextmanager
@@ -153,6 +193,17 @@ def _check_splits(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
+def _check_shares(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> None:
+    """Whether every rank can have an equal part of each batch, which is as long as there are images at most."""
+    for phase in recipe.phase:
+        length = min(phase.batch_size, len(dataset.train))
+        try:
+            ranks.check_share(length, f"phase.{phase.kind}.batch_size", sync_batch_norm=recipe.compute.sync_batch_norm)
+        except ValueError as error:
+            all_of_it = "" if length == phase.batch_size else ", all training images there are"
+            raise RecipeError(f"recipe {recipe.name}: {error}{all_of_it}") from error
+
+
 def _check_first_batch(recipe: Recipe, dataset: Dataset) -> None:
     """Augment two images: what cannot work with this data ends the run before it has a folder."""
     try:
@@ -192,16 +243,17 @@ def _check_start(recipe: Recipe, spec: dict[str, Any], plan: Plan, teacher: Path
         raise CheckpointError(f"{teacher}: recipe {recipe.name} starts from another {what} than this network's")
 
 
-def _announce(run: Run) -> None:
+def _announcement(run: Run) -> str:
     recipe, parts = run.recipe, run.dataset
     epochs = " + ".join(f"{phase.kind} {phase.epochs}" for phase in recipe.phase)
     asked = "" if recipe.plan.budget is None else f" of {recipe.plan.budget:,} asked"
     if recipe.snl is not None:
         asked = f" to begin with, {recipe.plan.budget:,} asked"
-    run.progress.say(
+    several = f", {run.ranks.world} processes" if run.ranks.world > 1 else ""
+    return (
         f"{recipe.name}: {recipe.model.name} width {recipe.model.width}, {run.plan.drelus:,} DReLUs{asked}; "
         f"{parts.name}, {len(parts.train):,} training, {len(parts.val):,} validation, {len(parts.test):,} test images; "
-        f"epochs {epochs}; {run.device}"
+        f"epochs {epochs}; {run.device}{several}"
     )
 
 
@@ -211,12 +263,17 @@ def _finish(run: Run) -> None:
     end, record = load_checkpoint(folder.phase_end(kind)), folder.record(kind)
     assert record is not None  # a checkpoint that is given takes the place of an earlier phase alone
     chosen, last = record.epoch, len(record.rows)
-    test, val = (_accuracy(run, end.model, split) for split in ("test", "val"))
+    test, val = (run.accuracy(end.model.to(run.device), split) for split in ("test", "val"))
     test_last = test
     if chosen != last:
         path = folder.phase_last(kind)
-        test_last = _accuracy(run, load_checkpoint(path).model, "test") if path.is_file() else None
+        test_last = run.accuracy(load_checkpoint(path).model.to(run.device), "test") if path.is_file() else None
     accuracies = {"test_accuracy": test, "test_accuracy_last": test_last, "val_accuracy": val}
+    run.ranks.from_writer(lambda: _write_end(run, end, accuracies, chosen, last))
+
+
+def _write_end(run: Run, end: Checkpoint, accuracies: dict[str, float | None], chosen: int, last: int) -> None:
+    folder, test, test_last = run.folder, accuracies["test_accuracy"], accuracies["test_accuracy_last"]
     final = folder.path / "final.safetensors"
     save_checkpoint(final, end.model, end.spec, end.plan, recipe=run.recipe.to_dict(), metrics=accuracies)
     plan = run.plan if run.recipe.snl is None else end.plan
@@ -226,10 +283,6 @@ def _finish(run: Run) -> None:
     )
     ended = {"recipe": run.recipe.name, "drelus": plan.drelus, **accuracies, "epoch": chosen, "last_epoch": last}
     folder.write_result({**ended, "artifacts": dict(run.keys), "rows": run.rows})
-
-
-def _accuracy(run: Run, model: torch.nn.Module, split: str) -> float | None:
-    return evaluate(model.to(run.device), run.dataset.batches(split, EVAL_BATCH))
 
 
 def _shown(accuracy: float | None) -> str:
