@@ -330,9 +330,7 @@ def test_a_full_disk_is_one_clear_line_and_what_was_there_stays(tmp_path, capsys
     assert main([*words, "--resume"]) == 0
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("link", marks=pytest.mark.slow), "replace", pytest.param("rename", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["replace", pytest.param("rename", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_at_any_rename_loses_nothing(trained, store, tmp_path, monkeypatch, name):
     """Whatever comes next fails once; each call goes further than the one before, until all is there."""
     count, at, real = 0, 0, getattr(os, name)
