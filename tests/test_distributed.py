@@ -420,5 +420,6 @@ def test_torchrun_trains_and_ends_with_a_worker_that_is_killed(tmp_path):
     assert "SIGKILL" in error
     again = torchrun(tmp_path / "killed", *longer, "--resume", "--max-minutes", "1e-9")
     out, error = again.communicate()
-    assert out.count("resumed after baseline, epoch") == 1
+    assert "teacher  1/1" not in out  # that phase had ended
+    assert out.count("baseline") == 2  # in what is announced, and one epoch
     assert error.count("deepshare: paused in baseline after epoch") == 1
