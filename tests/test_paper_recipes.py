@@ -21,7 +21,8 @@ NETWORKS = {"resnet18": "ResNet18", "wrn-22-8": "WRN-22-8", "hrn-5x5x3x": "HRN",
 METHODS = {"deepshare": ("DeepShare", "Baseline"), "snl": ("SNL",), "deepreduce": ("S",), "deepreshape": ("HRN",)}
 GRANULARITY = {"cifar10": 16, "cifar100": 16, "tiny-imagenet": 64}  # DReLUs of a ResNet18's cheapest prototype
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
-PAPERS = [name for name in recipe_names() if not name.startswith("demo-") and "criticality" not in name]
+OURS = ("demo-", "cpu-")  # experiments of our own, for no row
+PAPERS = [name for name in recipe_names() if not name.startswith(OURS) and "criticality" not in name]
 
 
 @cache
