@@ -22,8 +22,8 @@ struct Backward {
     const bool soft =
         channels.soft > 0 || args.dsource != nullptr;  // a dsource is written also at a switch of 0
     if (!soft) return hard_backward<T>(args, channels, parallel_for);
-    return pixels ? soft_backward_pixels<T>(args, channels, parallel_for)
-                  : soft_backward_rows<T>(args, channels, parallel_for);
+    return pixels ? soft_backward<T, TransposedRows<T>>(args, channels, parallel_for)
+                  : soft_backward<T, StoredRows<T>>(args, channels, parallel_for);
   }
 };
 

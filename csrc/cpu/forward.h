@@ -18,8 +18,8 @@ struct Forward {
     const bool pixels = args.geometry.inner < kShortRow;
     const Channels<Accum<T>> channels(args, pixels ? args.geometry.inner : 1);
     if (channels.soft == 0) return hard_forward<T>(args, channels, parallel_for);
-    const SoftForward<T> call(args, channels, parallel_for);
-    return pixels ? call.pixels() : call.rows();
+    return pixels ? soft_forward<T, TransposedRows<T>>(args, channels, parallel_for)
+                  : soft_forward<T, StoredRows<T>>(args, channels, parallel_for);
   }
 };
 

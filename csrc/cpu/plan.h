@@ -51,8 +51,7 @@ void for_ranges(ParallelFor parallel_for, int64_t items, int64_t elements_per_it
 template <class A>
 struct Channels {
   int64_t count, prototypes, source_count, repeat;
-  int64_t soft = 0;             // the first `soft` have the soft gate
-  int64_t soft_prototypes = 0;  // prototypes from here on give no soft gate
+  int64_t soft = 0;  // the first `soft` have the soft gate
   A gamma = 0;
   const int32_t* prototype;
   const A *alpha, *beta;
@@ -82,7 +81,6 @@ struct Channels {
     if (args.soft_channels != nullptr) {
       soft = smaller(larger(*args.soft_channels, 0), args.geometry.channels) * repeat;
       gamma = *static_cast<const A*>(args.gamma);
-      for (int64_t c = 0; c < soft; ++c) soft_prototypes = larger(soft_prototypes, prototype[c] + int64_t{1});
     }
   }
 
