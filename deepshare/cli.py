@@ -72,6 +72,7 @@ def _pauses() -> type[Exception]:
 def _bad_input() -> tuple[type[Exception], ...]:
     """What the parts raise for bad input; anything else is a bug and keeps its traceback."""
     from deepshare.analysis.bench_records import BenchReportError
+    from deepshare.analysis.drawing import DrawingError
     from deepshare.budget import BudgetError
     from deepshare.checkpoint import CheckpointError
     from deepshare.compare import CompareError
@@ -87,7 +88,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
 
     ours = (BudgetError, CheckpointError, CompareError, DataError, PlanError, RecipeError, SecureError, TrainingError)
     methods = (EqualizationError, MergeError, SNLError)
-    return (*ours, *methods, BenchReportError, ReportError, ReproduceError, ArgumentError, OSError)
+    return (*ours, *methods, BenchReportError, DrawingError, ReportError, ReproduceError, ArgumentError, OSError)
 
 
 def _parser() -> argparse.ArgumentParser:

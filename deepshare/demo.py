@@ -7,6 +7,7 @@ import torch
 
 from deepshare import data, secure
 from deepshare.analysis.comparison import NetworkResult, comparison_table, plot_comparison
+from deepshare.analysis.drawing import check_can_draw
 from deepshare.files import write_whole
 from deepshare.secure.baseline.crypten_import import missing_modules
 from deepshare.secure.engine.protocol import Secrecy
@@ -31,8 +32,10 @@ def run(out: Path, say: Callable[[str], None] = print) -> Path:
         out/report.md; beside it comparison.png, and a folder per network: plan.json, checkpoints, log.txt, costs.
 
     Raises:
-        SecureError, TrainingError, DataError: as raised by the parts.
+        SecureError, TrainingError, DataError: as raised by the parts. DrawingError: matplotlib is missing (before
+            anything is trained).
     """
+    check_can_draw()
     out.mkdir(parents=True, exist_ok=True)
     trained = _train_all(out)
     runs: list[tuple[Engine, Secrecy, str]] = [("deepshare", weights, name) for weights in WEIGHTS for name in trained]

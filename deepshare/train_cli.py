@@ -104,6 +104,7 @@ def _criticality(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from deepshare import compare
+    from deepshare.analysis.drawing import check_can_draw
     from deepshare.compare import report
     from deepshare.train import ArtifactStore
 
@@ -113,7 +114,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.recipe is None:
         raise ArgumentError("RECIPE is missing: a comparison's name (see --list) or a TOML file")
     recipe = compare.load_compare_recipe(options.recipe, options.set)
-    report.check_can_plot()
+    check_can_draw()
     folder = options.out or Path("runs") / recipe.name
     artifacts = None if options.artifacts is None else ArtifactStore(options.artifacts)
     results = compare.compare(recipe, folder, data_root=options.data_root, device=options.device, artifacts=artifacts)

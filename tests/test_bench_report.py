@@ -193,10 +193,14 @@ def test_a_missing_file_and_a_blocked_folder_are_named(tmp_path: Path, capsys: p
     assert "file" in capsys.readouterr().err
 
 
-def test_without_matplotlib_the_report_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+@pytest.mark.parametrize("command", [["bench-report", str(RECORD)], ["demo"]])
+def test_without_matplotlib_a_command_that_draws_says_what_to_install(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert cli.main(["bench-report", str(RECORD), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'deepshare[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_ours_has_nothing_to_plot(tmp_path: Path):

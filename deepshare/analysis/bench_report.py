@@ -1,12 +1,12 @@
 """Runs of bench/ as Markdown, targets beside what was reached, and as a picture."""
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepshare.analysis.bench_records import BenchReportError, Row, Run, read_run
 from deepshare.analysis.bench_targets import Verdict, verdicts
+from deepshare.analysis.drawing import check_can_draw, new_figure, png
 from deepshare.files import write_whole
 
 REPORT, PICTURE = "bench-report.md", "bench-report"
@@ -44,7 +44,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     """Write the report of these files and a picture per file to the folder `out`, made where it is missing.
 
     Raises:
-        BenchReportError: as `read_run`; or matplotlib is missing. OSError: a file cannot be read or written.
+        BenchReportError: as `read_run`. DrawingError: matplotlib is missing. OSError: a file cannot be read or written.
     """
     runs = [read_run(path) for path in paths]
     drawn = [plot(run) for run in runs]
@@ -106,26 +106,17 @@ def plot(run: Run) -> bytes:
     """PNG: of every row of ours the ratio to its baseline, with the 20th and 80th percentile, and the targets.
 
     Raises:
-        BenchReportError: matplotlib is missing, or no row of ours has a ratio.
+        DrawingError: matplotlib is missing. BenchReportError: no row of ours has a ratio.
     """
     compared = [row for row in run.rows if row.ours and row.baseline in row.ratios]
     rows = [row for kind in _TITLES for row in compared if row.kind == kind]
     if not rows:
         raise BenchReportError(f"{run.name}: no benchmark compares deepshare with its baseline, nothing to plot")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise BenchReportError("plots need matplotlib: pip install 'deepshare[demo]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.24 * len(rows)), constrained_layout=True)
+    check_can_draw()
+    figure, ((axes,),) = new_figure(11, 1.5 + 0.24 * len(rows))
     _draw(axes, rows, _bounds(run))
     axes.set_title(f"{run.machine}; commit {run.commit}, {run.date}", fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    pyplot.close(figure)
-    return picture.getvalue()
+    return png(figure, dpi=120)
 
 
 def _bounds(run: Run) -> dict[int, float]:

@@ -71,7 +71,7 @@ def plot_comparison(results: Sequence[NetworkResult], path: Path) -> Path:
     """PNG: accuracy (left) and secure latency, one line per engine and weights setting (right), over DReLUs.
 
     Raises:
-        ImportError: matplotlib is missing (`pip install 'deepshare[demo]'`).
+        DrawingError: matplotlib is missing.
     """
     figure, ((left, right),) = new_figure(10, 4, 1, 2)
     settings = list(dict.fromkeys(_setting(result) for result in results))

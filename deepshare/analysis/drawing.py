@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -27,19 +26,26 @@ _STYLE = {
     "legend.fontsize": 8,
     "legend.frameon": False,
 }
-MISSING = "the pictures need matplotlib, which is missing: pip install 'deepshare[demo]'"
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is installed: asked before work that ends in a picture."""
-    return importlib.util.find_spec("matplotlib") is not None
+class DrawingError(ImportError):
+    """matplotlib is missing."""
+
+
+def check_can_draw() -> None:
+    """Raises DrawingError: matplotlib is missing. Asked before work that ends in a picture."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise DrawingError("the pictures need matplotlib, which is missing: pip install 'deepshare[demo]'") from error
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """`draw` under the style of our pictures. Its call raises ImportError where matplotlib is missing."""
+    """`draw` under the style of our pictures. Its call raises DrawingError where matplotlib is missing."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **keys: P.kwargs) -> R:
+        check_can_draw()
         import matplotlib
 
         with matplotlib.rc_context(_STYLE):

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from deepshare.analysis.drawing import MISSING, can_draw, literal, new_figure, png, styled
+from deepshare.analysis.drawing import literal, new_figure, png, styled
 from deepshare.analysis.pareto import Point, Series, draw, legend
 from deepshare.compare.published import Published, published_results
-from deepshare.compare.recipe import ALL_RELU, CompareError, CompareRecipe
+from deepshare.compare.recipe import ALL_RELU, CompareRecipe
 from deepshare.compare.run import Result
 from deepshare.compare.series import series_of
 from deepshare.files import write_whole
@@ -86,14 +86,8 @@ def _published(recipe: CompareRecipe) -> list[Published]:
     return published_results(recipe.model.name, recipe.model.width, recipe.data.name)
 
 
-def check_can_plot() -> None:
-    """Raises CompareError: matplotlib is missing. Asked before hours of training."""
-    if not can_draw():
-        raise CompareError(MISSING)
-
-
 def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Path:
-    """folder/report.md and folder/pareto.png. Raises ImportError: matplotlib is missing (`deepshare[demo]`)."""
+    """folder/report.md and folder/pareto.png. Raises DrawingError: matplotlib is missing."""
     plot(recipe, results, folder / "pareto.png")
     return write_whole(folder / "report.md", report(recipe, results, "pareto.png"))
 
@@ -102,7 +96,7 @@ def write(recipe: CompareRecipe, results: Sequence[Result], folder: Path) -> Pat
 def plot(recipe: CompareRecipe, results: Sequence[Result], path: Path) -> Path:
     """PNG: test accuracy over DReLUs, a line per method, the all-ReLU network as a level.
 
-    Raises ImportError: matplotlib is missing.
+    Raises DrawingError: matplotlib is missing.
     """
     figure, ((axes,),) = new_figure(7, 5)
     methods = list(dict.fromkeys(result.method for result in results if result.method != ALL_RELU))

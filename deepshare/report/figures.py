@@ -35,7 +35,7 @@ PARETO = (("fig1-cifar100", "Fig. 1", "CIFAR-100"), ("fig9-tiny-imagenet", "Fig.
 
 
 def figures(gathered: Gathered) -> list[Figure]:
-    """Every picture there are data for. Raises ImportError: matplotlib is missing."""
+    """Every picture there are data for. Raises DrawingError: matplotlib is missing."""
     found = [_pareto(gathered, *which) for which in PARETO]
     found += [_dimensions(row) for row in gathered.rows if row.results and row.results[0].gate_dimensions]
     if gathered.xor is not None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deepshare.analysis.drawing import MISSING, can_draw
+from deepshare.analysis.drawing import check_can_draw
 from deepshare.files import write_whole
 from deepshare.report.errors import ReportError
 from deepshare.report.figures import figures, missing
@@ -17,11 +17,10 @@ def write_report(results: Path, out: Path) -> Path:
     """out/index.html and a PNG a figure, from what lies under `results`. What has not been run is in it as well.
 
     Raises:
-        ReportError: matplotlib is missing, or results/xor.json is damaged. ReproduceError: a result is. OSError: `out`
-            cannot be written. All before anything is.
+        DrawingError: matplotlib is missing. ReportError: results/xor.json is damaged. ReproduceError: a result is.
+            OSError: `out` cannot be written. All before anything is.
     """
-    if not can_draw():
-        raise ReportError(MISSING)
+    check_can_draw()
     if not results.is_dir():
         raise ReportError(f"{results}: wanted the folder of results (deepshare reproduce writes it), there is none")
     gathered = gather(results)
