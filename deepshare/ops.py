@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deepshare.channel_map import ChannelMap
+from deepshare.kernels.layout import CHANNEL_DIM
 from deepshare.packed_gates import PackedGates
 from deepshare.raw_ops import IMPLEMENTATIONS, choose_backend
 
@@ -21,12 +22,17 @@ class _Call(NamedTuple):
     offsets: Tensor
     soft_channels: Tensor | None
     gamma: Tensor | None
-    emitted: int  # prototypes whose gates are wanted
+    emitted: int  # prototypes whose gates are wanted as bits
+    handed: int  # prototypes whose pre-activations are wanted: what followers with soft gates take
     run: dict[str, Callable[..., Any]]  # raw op -> implementation
 
 
 class _SharedReLU(torch.autograd.Function):
-    """Saves x (and a residual, and a source or its gates) only: the gate is recomputed from it in backward."""
+    """Saves x (and a residual, and a source or its gates) only: the gate is recomputed from it in backward.
+
+    What is handed to followers is an output here, not a slice of x for autograd: its gradient is then added to dx in
+    place, on P channels, where a slice's would be padded to C with zeros and added in another pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x, residual, source, gates, alpha, beta, call: _Call):  # type: ignore[no-untyped-def]
@@ -38,17 +44,19 @@ class _SharedReLU(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: Tensor, *of_gates: Any):  # type: ignore[no-untyped-def, override]
         # once_differentiable costs 3 us of host time, and is needed only where a graph of the backward pass is wanted
-        return _backward_once(ctx, grad) if torch.is_grad_enabled() else _backward(ctx, grad)
+        return _backward_once(ctx, grad, *of_gates) if torch.is_grad_enabled() else _backward(ctx, grad, *of_gates)
 
 
-def _backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor, of_handed: Tensor | None = None):  # type: ignore[no-untyped-def]
     x, residual, source, gates, alpha, beta, soft, gamma = ctx.saved_tensors
     call: _Call = ctx.call
     dx, dsource, dalpha, dbeta = call.run["shared_relu_backward"](
         grad, x, residual, source, gates, call.pi, call.members, call.offsets, alpha, beta, soft, gamma
     )
+    if call.handed:
+        dx.narrow(CHANNEL_DIM, 0, call.handed).add_(of_handed)
     dsource = None if source is None or soft is None else dsource
     return dx, None if residual is None else dx, dsource, None, dalpha, dbeta, None
 
@@ -57,10 +65,17 @@ _backward_once = torch.autograd.function.once_differentiable(_backward)
 
 
 def _forward(x, residual, source, gates, alpha, beta, call: _Call):  # type: ignore[no-untyped-def]
-    """y; with `emitted` prototypes > 0, (y, their gates' bits)."""
+    """y; with `emitted` prototypes > 0 (y, their gates' bits), with `handed` (y, their z)."""
     if call.emitted:
         return call.run["shared_relu_emit"](x, residual, call.pi, alpha, beta, call.emitted)
-    return call.run["shared_relu"](x, residual, source, gates, call.pi, alpha, beta, call.soft_channels, call.gamma)
+    y = call.run["shared_relu"](x, residual, source, gates, call.pi, alpha, beta, call.soft_channels, call.gamma)
+    return (y, _prototypes(x, residual, call.handed)) if call.handed else y
+
+
+def _prototypes(x: Tensor, residual: Tensor | None, count: int) -> Tensor:
+    """The first `count` channels of z, dense with the dimensions in x's order."""
+    first = x.narrow(CHANNEL_DIM, 0, count)
+    return first.clone() if residual is None else torch.empty_like(first).copy_(first + residual[:, :count])
 
 
 @overload
@@ -133,7 +148,7 @@ def shared_relu(
             hard path.
         gamma: sharpness of the soft gate, a number or a 0-dim tensor on x's device.
         return_gates: return (y, what a follower takes as source): the gates packed in the same pass where all are hard,
-            else z. Where a source is given, it is returned.
+            else the first P channels of z. Where a source is given, it is returned.
         backend: "reference", "cpu", "triton" or "cuda"; default: `default_backend(x.device.type)`.
 
     Returns:
@@ -154,29 +169,26 @@ def shared_relu(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     soft, sharpness = _gate_state(soft_channels, gamma, x, channel_map.channels, dtype)
     run = IMPLEMENTATIONS[choose_backend("shared_relu", backend, x.device.type)]
-    if return_gates and source is None and soft is not None and residual is not None:
-        x, residual = _whole_sum(x, residual), None
-    emitted = channel_map.prototypes if return_gates and source is None and soft is None else 0
+    leads = return_gates and source is None
+    emitted = channel_map.prototypes if leads and soft is None else 0
+    whole = residual is None and channel_map.prototypes == channel_map.channels  # x itself is what followers take
+    handed = channel_map.prototypes if leads and soft is not None and not whole else 0
     leader, bits = _gates_of(source, x)
     if alpha.dtype != dtype or not alpha.is_contiguous():
         alpha = alpha.to(dtype).contiguous()
     if beta.dtype != dtype or not beta.is_contiguous():
         beta = beta.to(dtype).contiguous()
-    call = _Call(pi, members, offsets, soft, sharpness, emitted, run)
+    call = _Call(pi, members, offsets, soft, sharpness, emitted, handed, run)
     function = _SharedReLU.apply if torch.is_grad_enabled() else _forward
     outputs = function(x, residual, leader, bits, alpha, beta, call)
     if not return_gates:
+        return outputs
+    if handed:
         return outputs
     if not emitted:
         return outputs, x if source is None else source
     y, bits = outputs
     return y, PackedGates(bits, channel_map.prototypes, tuple(y.shape), y.stride())
-
-
-def _whole_sum(x: Tensor, residual: Tensor) -> Tensor:
-    """x + residual, which followers with soft gates need, with the strides of x: torch may choose the residual's."""
-    total, wanted = x + residual, torch.empty_like(x, device="meta").stride()
-    return total if total.stride() == wanted else torch.empty_like(x).copy_(total)
 
 
 def _gates_of(source: Tensor | PackedGates | None, x: Tensor) -> tuple[Tensor | None, Tensor | None]:

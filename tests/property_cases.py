@@ -198,8 +198,6 @@ def oracle_of(call: Call, given: Tensors, backend: str) -> oracle.SharedReLU:
     gates = None if given.packed is None else given.packed.unpack().cpu().numpy()
     # Triton's interpreter truncates to bfloat16, and reads its subnormals as 0
     coarse = truncates(backend, call.dtype)
-    is_soft = call.soft != 0 or call.soft_as_tensor
-    summed_by_torch = call.return_gates and call.gates == "own" and is_soft  # followers need z whole
     return oracle.SharedReLU(
         x=oracle.numbers(given.x),
         pi=given.channel_map.pi.cpu().numpy().astype(np.int64),
@@ -215,5 +213,5 @@ def oracle_of(call: Call, given: Tensors, backend: str) -> oracle.SharedReLU:
         prototypes=call.prototypes,
         band=torch.finfo(call.dtype).smallest_normal if coarse else 0.0,
         extra_units=1.0 if coarse else 0.0,
-        truncated_sum=coarse and not summed_by_torch,
+        truncated_sum=coarse,
     )

@@ -39,9 +39,10 @@ def channels_last(x: Tensor) -> Tensor:
 class Site:
     """A channel map, alpha and beta on a device, and calls with them."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, prototypes: int = P) -> None:
         self.backend, self.device = backend, device_of(backend)
-        self.channel_map = ChannelMap(torch.tensor([1, 2, 0, 0, 2, 1]), P).to(self.device)
+        pi = torch.tensor([1, 2, 0, 0, 2, 1]) % prototypes
+        self.channel_map = ChannelMap(pi, prototypes).to(self.device)
         generator = torch.Generator().manual_seed(11)
         self.alpha, self.beta = (torch.randn(C, generator=generator).to(self.device).requires_grad_() for _ in range(2))
 
@@ -147,7 +148,7 @@ def test_gates_of_an_nchw_leader_serve_an_nhwc_follower(backend: str):
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_in_the_soft_phase_the_gates_are_the_pre_activation(backend: str, as_tensor: bool, with_residual: bool):
+def test_soft_gates_are_handed_on_as_pre_activations_of_prototypes(backend: str, as_tensor: bool, with_residual: bool):
     site = Site(backend)
     soft = torch.tensor(4, dtype=torch.int32, device=site.device) if as_tensor else 4
     before = site.activation(3).requires_grad_()
@@ -156,7 +157,8 @@ def test_in_the_soft_phase_the_gates_are_the_pre_activation(backend: str, as_ten
     total = before if residual is None else before + residual
     assert torch.equal(y, site(total, soft_channels=soft))
     assert isinstance(source, Tensor)
-    assert torch.equal(source, total)
+    assert torch.equal(source, total[:, :P])
+    assert source.is_contiguous()
     x = site.activation(4)
     leaves = [before] if residual is None else [before, residual]
     followed, again = site(x, source=source, soft_channels=soft), site(x, source=total, soft_channels=soft)
@@ -180,7 +182,40 @@ def test_soft_sums_keep_the_strides_of_x():
     x = torch.randn(2, C, 1, 1).expand(2, C, 2, 3)
     residual = channels_last(torch.randn(2, C, 2, 3))
     y, source = site(x, residual=residual, soft_channels=2, return_gates=True)
-    assert y.stride() == source.stride() == torch.empty_like(x).stride()
+    assert y.stride() == torch.empty_like(x).stride()
+    assert source.stride() == torch.empty_like(x[:, :P]).stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("prototypes", [1, P, C])
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_followers_gradients_reach_the_leader_as_through_a_slice(
+    layout: str, prototypes: int, with_residual: bool, dtype: torch.dtype
+):
+    """Bit for bit, also where what is handed on is used more than once, by others, or not at all."""
+    site = Site("reference", prototypes)
+    order = torch.channels_last if layout == "last" else torch.contiguous_format
+    leaves = [site.activation(seed, dtype).contiguous(memory_format=order).requires_grad_() for seed in (3, 4, 5, 6)]
+    before, residual, x, other = leaves
+    added = residual if with_residual else None
+
+    def block(handed: bool, uses: int) -> Tensor:
+        if handed:
+            first, source = site(before, residual=added, soft_channels=4, return_gates=True)
+        else:
+            total = before if added is None else before + added
+            first, source = site(total, soft_channels=4), total[:, :prototypes]
+        followers = [site(value, source=source, soft_channels=4) for value in (x, other)]
+        return first + sum(followers[:uses]) + (source[:, :1] * 0.5 if uses == 2 else 0)
+
+    for uses in (0, 1, 2):
+        found, wanted = (
+            torch.autograd.grad(block(handed, uses).float().square().sum(), leaves[:2] if with_residual else [before])
+            for handed in (True, False)
+        )
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("gates_from", ["own", "source", "packed", "emitted"])
