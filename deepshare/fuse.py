@@ -19,8 +19,8 @@ def fuse(model: nn.Module, input_size: Sequence[int]) -> nn.Module:
     Two rewrites of the graph, both exact in values and gradients:
         act(x + r) becomes act(x, residual=r), one pass instead of two, where nothing but the activation and its
         followers reads the sum;
-        follower(y, source=s) takes the gates that the leader of s returns, 1 bit each once all gates are hard, s
-        itself before.
+        follower(y, source=s) takes the gates that the leader of s returns, 1 bit each once all gates are hard, the
+        prototypes' channels of s before.
 
     The result shares its modules and parameters with `model`: train one, save the other. A model without SharedReLU2d
     is returned as it is.

@@ -22,7 +22,7 @@ class SharedReLU2d(nn.Module):
     module is nn.ReLU: in value on every finite input, in gradient away from 0.
 
     `act(x, residual=r)` is act(x + r) in one pass. `y, gates = act(x, return_gates=True)` gives what a follower takes
-    as source: once all gates are hard one bit for each, before that the pre-activation itself.
+    as source: once all gates are hard one bit for each, before that its prototypes' channels of the pre-activation.
 
     Args:
         channels: C of the input [N, C, H, W] (any [N, C, *S] works).
