@@ -62,6 +62,7 @@ def changed(one: Recipe, other: Recipe) -> list[str]:
         ("plan.gamma=2.0", SHARED[1:]),
         ("plan.gamma=1", []),  # 1 and 1.0 are one number
         ("plan.affine=false", SHARED[1:]),
+        ("plan.affine_start=uniform", SHARED[1:]),
         ("distill.temperature=2.0", SHARED[1:]),
         ("phase.gelu.lr=0.01", SHARED[1:]),
         ("phase.switch.weight_decay=0.1", ["switch", "finetune"]),

@@ -2,7 +2,6 @@
 
 import tomllib
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from deepshare.methods.snl import SNLSettings
 from deepshare.plan import Plan
 from deepshare.train import Recipe, RecipeError, load_recipe, networks, recipe_names
 from deepshare.train.recipe import first_difference, with_weights
-from deepshare.train.schedule import Schedule, soft_channels_at
 
 GOOD = """
 name = "small"
@@ -199,33 +197,6 @@ def test_shipped_recipes_are_table_7(name):
         assert (phase.epochs, rate.at(0), rate.at(phase.epochs - 1)) == pytest.approx(rows[phase.kind])
         assert (phase.batch_size, phase.momentum, phase.weight_decay) == (128, 0.9, 0.001)
         assert phase.schedule == ("constant" if phase.kind == "switch" else schedule)
-
-
-def test_linear_schedule_ends_at_three_quarters():
-    rate = Schedule("linear", 100, 0.05, 5e-4)
-    rates = [rate.at(epoch) for epoch in range(100)]
-    assert rates[0] == 0.05
-    assert rates[74] > rates[75] == rates[99] == 5e-4
-    steps = {round(earlier - later, 12) for earlier, later in pairwise(rates[:76])}
-    assert steps == {round((0.05 - 5e-4) / 75, 12)}
-
-
-def test_cosine_schedule_runs_from_end_to_end():
-    rate = Schedule("cosine", 11, 1.0, 0.1)
-    assert rate.at(0) == 1.0
-    assert rate.at(5) == pytest.approx(0.55)
-    assert rate.at(10) == pytest.approx(0.1)
-    assert Schedule("cosine", 1, 1.0, 0.1).at(0) == 1.0
-
-
-@pytest.mark.parametrize("channels", [1, 16, 64, 511])
-@pytest.mark.parametrize("switching", [1, 2, 7, 150])
-def test_switch_goes_down_to_none_by_equal_shares(channels, switching):
-    soft = [soft_channels_at(epoch, switching, channels) for epoch in range(switching + 2)]
-    assert soft[switching - 1 :] == [0, 0, 0]
-    steps = [before - after for before, after in pairwise([channels, *soft])]
-    assert min(steps) >= 0
-    assert max(steps[:switching]) - min(steps[:switching]) <= 1
 
 
 def test_toml_written_is_toml_read(path):

@@ -73,7 +73,9 @@ def read(path: Path) -> Seen:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_results(tmp_path_factory.mktemp("made") / "results")
-    write_result(folder, replace(result("demo-240", 0, 0.9, 240), name=STRANGE, affine=affine()))
+    write_result(
+        folder, replace(result("demo-240", 0, 0.9, 240), name=STRANGE, affine=affine(), test_accuracy_last=None)
+    )
     write_xor(folder, seeds=2, epochs=2)
     return folder
 

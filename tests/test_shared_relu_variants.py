@@ -246,26 +246,28 @@ def test_nothing_new_is_saved_for_backward(backend: str, dtype: torch.dtype, wit
     (out[0] if gates_from == "emitted" else out).float().sum().backward()
 
 
-def block(site: Site) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def block(site: Site, soft: int | Tensor = 0) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A leader that emits its gates, and two followers, one with a residual."""
 
     def run(before: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        first, gates = site(before, residual=residual, return_gates=True)
-        second = site(x + first, source=gates)
-        return site(second * 0.5, source=gates, residual=residual)
+        first, gates = site(before, residual=residual, soft_channels=soft, return_gates=True)
+        second = site(x + first, source=gates, soft_channels=soft)
+        return site(second * 0.5, source=gates, residual=residual, soft_channels=soft)
 
     return run
 
 
+@pytest.mark.parametrize("soft", [0, 4])
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_leader_and_followers_compile_whole(backend: str, layout: str):
+def test_leader_and_followers_compile_whole(backend: str, layout: str, soft: int):
     torch.use_deterministic_algorithms(False)
     site = Site(backend)
     leaves = [site.activation(seed) for seed in (3, 4, 5)]
     leaves = [(channels_last(t) if layout == "last" else t).requires_grad_() for t in leaves]
-    compiled = torch.compile(block(site), fullgraph=True, backend="aot_eager")
-    ours, expected = compiled(*leaves), block(site)(*leaves)
+    switch = torch.tensor(soft, dtype=torch.int32, device=site.device) if soft else 0
+    compiled = torch.compile(block(site, switch), fullgraph=True, backend="aot_eager")
+    ours, expected = compiled(*leaves), block(site, switch)(*leaves)
     assert torch.equal(ours, expected)
     assert ours.stride() == expected.stride()
     for one, other in zip(gradients(ours, *leaves, site.alpha), gradients(expected, *leaves, site.alpha), strict=True):

@@ -195,6 +195,27 @@ def test_hard_drelus_of_other_networks():
     assert networks.hard_drelus(apply_plan(model, networks.teacher_plan(plan)), networks.teacher_plan(plan)) == 0
 
 
+def fresh_state(*changes: str) -> dict[str, torch.Tensor]:
+    recipe = load_recipe("demo-240", ["model.width=8", "plan.budget=480", *changes])
+    spec = networks.model_spec(recipe.model, 10, (1, 8, 8))
+    return networks.fresh(recipe, spec, networks.make_plan(recipe, spec), "gelu").state_dict()
+
+
+def test_alpha_and_beta_start_at_1_and_0_or_spread_over_both_signs():
+    plain, spread = fresh_state(), fresh_state("plan.affine_start=uniform")
+    affine = [name for name in plain if name.endswith((".alpha", ".beta"))]
+    assert [name for name in plain if not torch.equal(plain[name], spread[name])] == affine
+    assert all(torch.equal(plain[name], torch.full_like(plain[name], name.endswith("alpha"))) for name in affine)
+    for kind in ("alpha", "beta"):
+        values = torch.cat([spread[name] for name in affine if name.endswith(kind)])
+        assert values.abs().max() <= 1
+        assert torch.histc(values, 4, -1, 1).min() > 0.15 * len(values)
+    again, other = fresh_state("plan.affine_start=uniform"), fresh_state("plan.affine_start=uniform", "seed=1")
+    assert all(torch.equal(again[name], spread[name]) and not torch.equal(other[name], spread[name]) for name in affine)
+    kept = fresh_state("plan.affine_start=uniform", "plan.affine=false")
+    assert all(torch.equal(kept[name], plain[name]) for name in plain)
+
+
 def test_evaluate_is_the_share_of_right_answers():
     digits = data.load("digits")
     logits = torch.eye(10)[digits.test.labels]

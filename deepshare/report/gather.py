@@ -10,7 +10,7 @@ from deepshare.compare.series import method_of
 from deepshare.report.xor_file import XorFile, read_xor
 from deepshare.reproduce import Result, Standing, read_results, standing
 from deepshare.reproduce.runs import content, load_with_counts
-from deepshare.reproduce.statistics import Statistics, statistics
+from deepshare.reproduce.statistics import Statistics, last_statistics, statistics
 from deepshare.reproduce.table import PAPERS
 from deepshare.train import recipe_names
 from deepshare.train.recipe_parts import PublishedRow
@@ -36,8 +36,8 @@ class Row:
 
     @property
     def last(self) -> Statistics | None:
-        """Of the last epoch, the papers' practice."""
-        return statistics(self.results, last=True) if self.results else None
+        """Of the last epoch, the papers' practice; of the runs that kept its weights."""
+        return last_statistics(self.results)
 
     @property
     def method(self) -> str:

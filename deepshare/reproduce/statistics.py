@@ -41,6 +41,12 @@ def statistics(results: Sequence[Result], *, last: bool = False) -> Statistics:
     return Statistics(fmean(percent), spread, len(percent), min(percent), max(percent))
 
 
+def last_statistics(results: Sequence[Result]) -> Statistics | None:
+    """Of the last epoch, the papers' practice, over the runs that kept its weights; None if none did."""
+    kept = [result for result in results if result.test_accuracy_last is not None]
+    return statistics(kept, last=True) if kept else None
+
+
 def of_content(results: Sequence[Result], content: str) -> tuple[list[Result], list[Result]]:
     """The results of the recipe as it is now, and the stale ones, whose recipe was another."""
     return (

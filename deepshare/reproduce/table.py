@@ -9,7 +9,7 @@ from deepshare.compare.published import published_accuracy
 from deepshare.reproduce.errors import require
 from deepshare.reproduce.result import Result, read_results
 from deepshare.reproduce.runs import content, load_with_counts
-from deepshare.reproduce.statistics import Statistics, of_content, statistics
+from deepshare.reproduce.statistics import Statistics, last_statistics, of_content, statistics
 from deepshare.text_table import aligned
 from deepshare.train import Recipe, recipe_names
 
@@ -37,8 +37,7 @@ class Standing:
     @property
     def last(self) -> Statistics | None:
         """Test accuracy of the last epoch, the papers' practice; of the runs that kept its weights."""
-        kept = [result for result in self.results if result.test_accuracy_last is not None]
-        return statistics(kept, last=True) if kept else None
+        return last_statistics(self.results)
 
 
 def standing(recipe: Recipe, its_content: str, results: Path) -> Standing:

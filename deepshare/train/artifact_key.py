@@ -50,6 +50,8 @@ def deciding(recipe: Recipe, kind: str, plan: Plan, inputs: Mapping[str, str]) -
         values["plan"] = {"sha256": hashlib.sha256(first.to_json().encode()).hexdigest(), "drelus": first.drelus}
         if any(site.kind == "shared" for site in first):
             values["plan"] |= {"gamma": recipe.plan.gamma, "affine": recipe.plan.affine}
+            if recipe.plan.affine and recipe.plan.affine_start is not None:
+                values["plan"]["affine_start"] = recipe.plan.affine_start
     if phase.distill != "none":
         values["distill"] = plain(recipe.distill)
     if kind == "masks":

@@ -140,7 +140,17 @@ def fresh(recipe: Recipe, spec: dict[str, Any], plan: Plan, phase: str) -> nn.Mo
         model = apply_plan(_create(spec), plan)
     for gate in shared_gates(model):
         gate.gamma.fill_(recipe.plan.gamma)
+    if recipe.plan.affine and recipe.plan.affine_start == "uniform":
+        with cpu_seed(derive(recipe.seed, "affine", phase)):
+            _spread_affine(model)
     return model
+
+
+def _spread_affine(model: nn.Module) -> None:
+    """alpha and beta from U(-1, 1): a depthwise 1x1 convolution's default, and what DeepShare's appendix E hints at."""
+    for gate in shared_gates(model):
+        nn.init.uniform_(gate.alpha, -1, 1)
+        nn.init.uniform_(gate.beta, -1, 1)
 
 
 def shared_gates(model: nn.Module) -> Iterator[SharedReLU2d]:

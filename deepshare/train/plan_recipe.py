@@ -20,8 +20,9 @@ class PlanRecipe:
         "stages" (every ReLU but those of the stages `culled`, and of the stages `thinned` every second one: DeepReDuce,
         DeepReShape; names as "S1", "conv1" for the stem)
     budget: DReLUs in total (with "uniform", "weights", "snl"); group: sites that share one leader's gates, or "auto"; 1
-        is no layer sharing; affine: learn alpha and beta; gamma: sharpness of the soft gate Phi(gamma x); file: with
-        "snl" the plan to start from (relu and linear sites), by default every ReLU
+        is no layer sharing; affine: learn alpha and beta; affine_start: "uniform" draws those that are learned from
+        U(-1, 1), by default they start at 1 and 0; gamma: sharpness of the soft gate Phi(gamma x); file: with "snl" the
+        plan to start from (relu and linear sites), by default every ReLU
     counts_of: with "weights", in place of `weights`: the name of the recipe whose masks (DReLUs per site, same seed)
         are the weights; only `deepshare reproduce` runs that one first
     """
@@ -30,6 +31,7 @@ class PlanRecipe:
     budget: int | None = None
     group: int | Literal["auto"] = "auto"
     affine: bool = True
+    affine_start: Literal["uniform"] | None = None
     gamma: float = 1.0
     weights: tuple[float, ...] | str | None = None
     file: str | None = None
