@@ -13,7 +13,9 @@ from deepshare import cli
 from deepshare.budget import weights_of
 from deepshare.checkpoint import load_checkpoint
 from deepshare.data import DataError
-from deepshare.reproduce import ReproduceError, read_results, reproduce
+from deepshare.reproduce import ReproduceError, jobs, read_results, reproduce
+from deepshare.reproduce.chain import Settings
+from deepshare.reproduce.runs import runs_of
 from deepshare.train import RecipeError
 from deepshare.train.run_folder import RunFolder
 
@@ -137,6 +139,24 @@ def test_a_failing_run_in_one_process_stops_no_other_either(recipes, tmp_path):
     ended = reproduce([recipes["diverging"], recipes["relu"]], runs=tmp_path / "runs", results=tmp_path / "results")
     assert [outcome.state for outcome in ended.outcomes] == ["failed", "done"]
     assert ended.status == 2
+
+
+def test_runs_side_by_side_go_on_when_nobody_listens(tmp_path, monkeypatch):
+    """A worker that says more than a pipe holds ends all the same, and what it failed of is known."""
+    worker = "import sys; print('line\\n' * 50_000); sys.exit('why')"
+    (tmp_path / "worker").write_text(f"#!{sys.executable}\n{worker}\n")
+    (tmp_path / "worker").chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(tmp_path / "worker"))
+    said = []
+
+    def closed(line: str) -> None:
+        said.append(line)
+        raise BrokenPipeError
+
+    (run,) = runs_of(["demo-relu"], (0,))
+    with jobs.Workers(1, closed) as workers:
+        outcome = workers.attempt(run, Settings(tmp_path, tmp_path), None)
+    assert (outcome.state, outcome.message, len(said)) == ("failed", "its process ended with 1: why", 1)
 
 
 def test_sigterm_ends_the_processes_of_runs(recipes, tmp_path):

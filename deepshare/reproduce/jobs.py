@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import IO
@@ -103,7 +104,7 @@ class Workers:
 
     def __init__(self, jobs: int, say: Callable[[str], None]) -> None:
         self._threads = max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // jobs))
-        self._say, self._speaking = say, threading.Lock()
+        self._say, self._speaking, self._heard = say, threading.Lock(), True
         self._going: set[subprocess.Popen[bytes]] = set()
         self._changing, self._ending = threading.Lock(), False
 
@@ -153,12 +154,22 @@ class Workers:
         def work() -> None:
             for raw in lines:
                 said[:] = [raw.decode(errors="replace").rstrip()]
-                with self._speaking:
-                    self._say(f"{run.place}  {said[0]}")
+                self._tell(f"{run.place}  {said[0]}")
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         return thread
+
+    def _tell(self, line: str) -> None:
+        """Say `line`. Once that fails, as when the reader of stdout is gone (`| head`), the runs go on unheard."""
+        with self._speaking:
+            try:
+                if self._heard:
+                    self._say(line)
+            except Exception as error:  # any: a relay that ends here leaves its process stuck at a full pipe
+                self._heard = False
+                if not isinstance(error, OSError):
+                    traceback.print_exc()
 
 
 def _outcome(run: Run, status: int, said: list[str]) -> Outcome:
