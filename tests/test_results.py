@@ -8,16 +8,25 @@ from statistics import stdev
 import pytest
 from reproduce_cases import write_recipes
 
-from deepshare import cli
-from deepshare.reproduce import ReproduceError, Result, SiteAffine, listing, read_result, read_results, statistics
+from deepshare import cli, models
+from deepshare.plan import Plan
+from deepshare.reproduce import ReproduceError, Result, SiteAffine, listing, read_result, read_results, runs, statistics
+from deepshare.reproduce.chain import Settings
+from deepshare.reproduce.check import check_runs
 from deepshare.reproduce.result import FORMAT, six_digits, write_result
 from deepshare.reproduce.runs import content, load_with_counts, runs_of, with_counts
 from deepshare.reproduce.table import end_table, standing
+from deepshare.train import RecipeError
 from deepshare.train.provenance import Machine, Session, Versions
+from deepshare.train.run_folder import RunFolder
 
 SESSION = Session(
     "2026-01-31T23:59:59Z", 1, Versions("0.6", "2.13.0", "3.11.9"), Machine("a CPU", 8, 4), "0123456789ab"
 )
+
+
+SMALL = {"name": "resnet18", "num_classes": 10, "in_channels": 1, "width": 2, "blocks": [1, 1, 1, 1]}
+SMALL_PLAN = Plan.of(models.shapes_only(SMALL), (1, 8, 8))  # of the recipes' network on the digits
 
 
 def result(seed: int = 0, accuracy: float = 0.75, its_content: str = "c" * 16, **changes) -> Result:
@@ -135,6 +144,40 @@ def test_content_is_of_what_decides_the_recipe_of_its_counts_included(tmp_path):
     assert content(*load_with_counts(str(path))) == ours
     snl.write_text(snl.read_text().replace("lasso = 0.1", "lasso = 0.2"))
     assert content(*load_with_counts(str(path))) != ours
+
+
+def test_content_has_the_plan_in_a_file_and_the_version_of_artifacts(tmp_path, monkeypatch):
+    name, file = write_recipes(tmp_path)["relu"], tmp_path / "plan.json"
+    plain, words = content(*load_with_counts(name)), ["plan.method=file", f"plan.file={file}"]
+    with pytest.raises(RecipeError, match=r"recipe relu: plan\.file: .*plan\.json"):
+        runs_of([name], (0,), words)
+    found = []
+    for kind in ("relu", "linear"):
+        SMALL_PLAN.replace("layer1.0.relu1", kind).save(file)
+        found.append(content(*load_with_counts(name, words)))
+    file.write_text(json.dumps(json.loads(file.read_text())))  # the same plan
+    assert content(*load_with_counts(name, words)) == found[1]
+    monkeypatch.setattr(runs, "VERSION", 2)
+    found += [content(*load_with_counts(name, words)), content(*load_with_counts(name)), plain]
+    assert len(set(found)) == 5
+
+
+def test_a_run_that_has_begun_keeps_its_plan_whatever_became_of_the_file(tmp_path):
+    name, file = write_recipes(tmp_path)["relu"], tmp_path / "plan.json"
+    settings, words = Settings(tmp_path / "runs", tmp_path / "results"), ["plan.method=file", f"plan.file={file}"]
+    SMALL_PLAN.save(file)
+    (begun,) = runs_of([name], (0,), words, settings.plan_of)
+    RunFolder(settings.folder(begun)).begin(begun.recipe, SMALL_PLAN, None)
+    file.unlink()
+    (again,) = runs_of([name], (0,), words, settings.plan_of)
+    assert again == begun
+    check_runs([again], settings)
+    with pytest.raises(RecipeError, match=r"recipe relu: plan\.file: .*plan\.json"):
+        runs_of([name], (0, 1), words, settings.plan_of)
+    SMALL_PLAN.replace("layer1.0.relu1", "linear").save(file)
+    changed = runs_of([name], (0, 1), words, settings.plan_of)
+    with pytest.raises(ReproduceError, match=r"seed-0: holds a run of another recipe: plan\.file \(.*another plan"):
+        check_runs(changed, settings)
 
 
 def test_changes_of_data_model_and_all_phases_reach_what_counts(tmp_path):

@@ -73,7 +73,7 @@ def reproduce(
     deadline = Deadline(max_minutes)
     settings = Settings(Path(runs), Path(results), None if data_root is None else Path(data_root), device)
     with joined(device) as ranks:
-        wanted = ranks.agree(lambda: runs_of(names, seeds, overrides))
+        wanted = ranks.agree(lambda: runs_of(names, seeds, overrides, settings.plan_of))
         todo = ranks.from_writer(lambda: _checked(wanted, settings))
         outcomes = run_all(todo, settings, ranks, jobs=jobs, deadline=deadline, say=say)
         standings = ranks.from_writer(lambda: _standings(wanted, settings))

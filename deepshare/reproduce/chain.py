@@ -11,11 +11,12 @@ from deepshare.files import write_whole
 from deepshare.plan import Plan
 from deepshare.reproduce.record import trained_by, with_network
 from deepshare.reproduce.result import read_result, result_path, write_result
-from deepshare.reproduce.runs import Run
+from deepshare.reproduce.runs import Run, place_of, plan_in_file
 from deepshare.train import ArtifactStore, Recipe, TrainResult, load_recipe, train
 from deepshare.train.distributed import Ranks
 from deepshare.train.networks import model_spec
 from deepshare.train.recipe import with_weights
+from deepshare.train.run_folder import RunFolder
 from deepshare.train.trainer import check_run
 
 ASKED = "asked.json"  # in the folder of a run with plan.counts_of: what the numbers in its recipe.toml are from
@@ -35,6 +36,18 @@ class Settings:
 
     def begun(self, run: Run) -> bool:
         return (self.folder(run) / "recipe.toml").is_file()
+
+    def plan_of(self, recipe: Recipe) -> Plan:
+        """What plan.file holds, of a run that has begun what it held then: the file is no longer needed.
+
+        Raises RecipeError, TrainingError: the file, or the run's folder, cannot be read.
+        """
+        return self.began_with(recipe) or plan_in_file(recipe)
+
+    def began_with(self, recipe: Recipe) -> Plan | None:
+        """The plan that the recipe's run began with, None if it has not. Raises TrainingError: a damaged folder."""
+        folder = RunFolder(self.runs / place_of(recipe))
+        return folder.beginning().plan if folder.begun else None
 
     def ended(self, run: Run) -> bool:
         return (self.folder(run) / "result.json").is_file()

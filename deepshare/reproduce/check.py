@@ -11,7 +11,7 @@ from deepshare.plan import Plan
 from deepshare.reproduce.chain import ASKED, Settings
 from deepshare.reproduce.errors import ReproduceError, require
 from deepshare.reproduce.result import read_result, result_path
-from deepshare.reproduce.runs import Run
+from deepshare.reproduce.runs import Run, plan_in_file
 from deepshare.train import Recipe, load_recipe
 from deepshare.train.networks import make_plan, model_spec
 from deepshare.train.recipe import first_difference, with_weights
@@ -34,7 +34,7 @@ def check_runs(runs: Iterable[Run], settings: Settings) -> None:
 def _check_recipe(run: Run, dataset: Dataset, settings: Settings) -> None:
     recipe = run.recipe
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
-    make_plan(recipe if run.counts is None else _evenly(recipe, spec), spec)
+    make_plan(recipe if run.counts is None else _evenly(recipe, spec), spec, settings.began_with(recipe))
     check_teacher(recipe, dataset, None, known=False)
     check_run(recipe, dataset, settings.device)
 
@@ -48,7 +48,7 @@ def _evenly(recipe: Recipe, spec: dict[str, Any]) -> Recipe:
 def _check_places(run: Run, settings: Settings) -> None:
     folder = settings.folder(run)
     if settings.begun(run):
-        difference = _difference(run, folder)
+        difference = _difference(run, folder, settings)
         advice = f"move {folder} away, or give the recipe another name"
         require(difference is None, f"{folder}: holds a run of another recipe: {difference}; {advice}")
     path = result_path(settings.results, run.recipe.name, run.recipe.seed)
@@ -60,11 +60,11 @@ def _check_places(run: Run, settings: Settings) -> None:
         )
 
 
-def _difference(run: Run, folder: Path) -> str | None:
+def _difference(run: Run, folder: Path, settings: Settings) -> str | None:
     """What the run in `folder` began with and `run` has not, None if nothing."""
     began = load_recipe(folder / "recipe.toml")
     if run.counts is None:
-        return first_difference(began, run.recipe)
+        return first_difference(began, run.recipe) or _changed_file(run, settings)
     weights = began.plan.weights
     if not isinstance(weights, tuple):
         return f"plan.weights (wanted numbers, got {weights!r})"
@@ -74,6 +74,14 @@ def _difference(run: Run, folder: Path) -> str | None:
     return first_difference(began, with_weights(run.recipe, weights)) or (
         f"plan.counts_of (the numbers are not those of {run.counts.recipe.name} as it is now)"
     )
+
+
+def _changed_file(run: Run, settings: Settings) -> str | None:
+    """What to say if plan.file holds another plan than the run began with; it may be gone."""
+    file = run.recipe.plan.file
+    if file is None or not Path(file).is_file() or plan_in_file(run.recipe) == settings.began_with(run.recipe):
+        return None
+    return f"plan.file ({file} holds another plan than the run began with)"
 
 
 def _asked_content(folder: Path) -> str | None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deepshare.plan import Plan, PlanError
 from deepshare.reproduce.errors import ReproduceError, require
-from deepshare.train import Recipe, load_recipe, recipe_names
+from deepshare.train import Recipe, RecipeError, load_recipe, recipe_names
+from deepshare.train.artifact_key import VERSION
 from deepshare.train.recipe import first_difference
 from deepshare.train.recipe_parts import MAX_SEED
 
@@ -38,14 +40,33 @@ class Run:
     @property
     def place(self) -> str:
         """<name>/seed-<n>: in `runs`, in `results`, and before its lines."""
-        return f"{self.recipe.name}/seed-{self.recipe.seed}"
+        return place_of(self.recipe)
 
 
-def runs_of(names: Sequence[str | Path], seeds: Sequence[int], overrides: Iterable[str] = ()) -> list[Run]:
+def place_of(recipe: Recipe) -> str:
+    """The place of a recipe's run with its seed."""
+    return f"{recipe.name}/seed-{recipe.seed}"
+
+
+PlanOf = Callable[[Recipe], Plan]  # what plan.file of a recipe holds
+
+
+def plan_in_file(recipe: Recipe) -> Plan:
+    """What the file holds that plan.file names now. Raises RecipeError: it cannot be read."""
+    assert recipe.plan.file is not None
+    try:
+        return Plan.load(recipe.plan.file)
+    except (OSError, PlanError) as error:
+        raise RecipeError(f"recipe {recipe.name}: plan.file: {error}") from error
+
+
+def runs_of(
+    names: Sequence[str | Path], seeds: Sequence[int], overrides: Iterable[str] = (), plan_of: PlanOf = plan_in_file
+) -> list[Run]:
     """A run for each recipe and seed, recipes in their order, seeds within.
 
     names: of recipes that come with the package, or TOML files; overrides: as `load_recipe` takes them. Those that
-        begin with one of SHARED_OVERRIDES change the recipe named by plan.counts_of too.
+        begin with one of SHARED_OVERRIDES change the recipe named by plan.counts_of too; plan_of: as `content` takes it
 
     Raises ReproduceError: no recipe of that name, two of one name, seeds that are none. RecipeError: of a recipe.
     """
@@ -56,7 +77,7 @@ def runs_of(names: Sequence[str | Path], seeds: Sequence[int], overrides: Iterab
     known = [recipe.name for recipe, _ in found]
     twice = {name for name in known if known.count(name) > 1}
     require(not twice, f"reproduce: wanted recipes of different names, got {', '.join(twice)} twice")
-    return [_run(recipe, counts, seed) for recipe, counts in found for seed in seeds]
+    return [_run(recipe, counts, seed, plan_of) for recipe, counts in found for seed in seeds]
 
 
 def with_counts(runs: Iterable[Run], begun: Callable[[Run], bool]) -> list[Run]:
@@ -69,19 +90,28 @@ def with_counts(runs: Iterable[Run], begun: Callable[[Run], bool]) -> list[Run]:
     return list(found.values())
 
 
-def content(recipe: Recipe, counts: Recipe | None = None) -> str:
+def content(recipe: Recipe, counts: Recipe | None = None, plan_of: PlanOf = plan_in_file) -> str:
     """16 hexadecimal digits of all that decides the runs of a recipe but their seed.
 
-    Its name and the row it is for decide nothing; the recipe whose masks weigh its sites stands by its own content.
+    Its name and the row it is for decide nothing; the recipe whose masks weigh its sites stands by its own content. So
+    does the plan in plan.file, and from 2 on the version of artifacts: what an older one trained counts no longer.
+
+    plan_of: what a recipe's plan.file holds. Raises what it raises.
     """
-    values = _decisive(recipe)
+    values = _decisive(recipe, plan_of)
     if counts is not None:
-        values["plan"] = {**values["plan"], "counts_of": _decisive(counts)}
+        values["plan"] = {**values["plan"], "counts_of": _decisive(counts, plan_of)}
+    if VERSION > 1:
+        values["version"] = VERSION
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _decisive(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in recipe.to_dict().items() if key not in ("name", "seed", "published")}
+def _decisive(recipe: Recipe, plan_of: PlanOf) -> dict[str, Any]:
+    values = {key: value for key, value in recipe.to_dict().items() if key not in ("name", "seed", "published")}
+    if recipe.plan.file is not None:
+        digest = hashlib.sha256(plan_of(recipe).to_json().encode()).hexdigest()
+        values["plan"] = {**values["plan"], "file": digest}
+    return values
 
 
 def find(name: str) -> str:
@@ -130,9 +160,10 @@ def _until_masks(recipe: Recipe, counts: Recipe) -> Recipe:
     return replace(counts, name=f"{counts.name}{MASKS}", phase=counts.phase[: kinds.index("masks") + 1])
 
 
-def _run(recipe: Recipe, counts: Recipe | None, seed: int) -> Run:
-    counted = None if counts is None else Run(replace(counts, seed=seed), content(counts), wanted=False)
-    return Run(replace(recipe, seed=seed), content(recipe, counts), counted)
+def _run(recipe: Recipe, counts: Recipe | None, seed: int, plan_of: PlanOf) -> Run:
+    recipe, counts = replace(recipe, seed=seed), None if counts is None else replace(counts, seed=seed)
+    counted = None if counts is None else Run(counts, content(counts, plan_of=plan_of), wanted=False)
+    return Run(recipe, content(recipe, counts, plan_of), counted)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
