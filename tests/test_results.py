@@ -200,6 +200,20 @@ def test_what_counts_runs_once_a_seed_and_not_for_a_run_that_has_begun(tmp_path)
     assert [run.place for run in with_counts(runs, lambda run: run.recipe.seed == 1)] == [*wanted[:2], *wanted[3:]]
 
 
+def test_two_different_runs_of_one_name_are_refused(tmp_path):
+    recipes, others = write_recipes(tmp_path / "p"), write_recipes(tmp_path / "q")
+    for name, old, new in (("share", 'name = "share"', 'name = "wide"'), ("snl", "lasso = 0.1", "lasso = 0.2")):
+        Path(others[name]).write_text(Path(others[name]).read_text().replace(old, new))
+    both = runs_of([recipes["share"], others["share"]], (0,))
+    with pytest.raises(ReproduceError, match=r"snl-masks/seed-0: two different .*: snl\.lasso \(0\.1 against 0\.2\)"):
+        with_counts(both, lambda run: False)
+    assert with_counts(both, lambda run: True) == both
+    masks = tmp_path / "masks.toml"
+    masks.write_text(Path(recipes["relu"]).read_text().replace('name = "relu"', 'name = "snl-masks"'))
+    with pytest.raises(ReproduceError, match=r"snl-masks/seed-0: .*one is asked for, one counts"):
+        with_counts(runs_of([recipes["share"], masks], (0,)), lambda run: False)
+
+
 def test_the_list_has_paper_and_ours_or_not_run_and_leaves_stale_results_out(tmp_path, capsys):
     name, current = share(tmp_path / "recipes")
     results = tmp_path / "results"

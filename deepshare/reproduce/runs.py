@@ -81,13 +81,23 @@ def runs_of(
 
 
 def with_counts(runs: Iterable[Run], begun: Callable[[Run], bool]) -> list[Run]:
-    """`runs`, and before each the one that counts for it, unless it has begun: then it has its numbers. Each once."""
+    """`runs`, and before each the one that counts for it, unless it has begun: then it has its numbers. Each once.
+
+    Raises ReproduceError: two different ones would have one folder.
+    """
     found: dict[str, Run] = {}
     for run in runs:
-        if run.counts is not None and not begun(run):
-            found.setdefault(run.counts.place, run.counts)
-        found.setdefault(run.place, run)
+        both = (run,) if run.counts is None or begun(run) else (run.counts, run)
+        for one in both:
+            _check_same(found.setdefault(one.place, one), one)
     return list(found.values())
+
+
+def _check_same(known: Run, run: Run) -> None:
+    if (known.content, known.wanted) != (run.content, run.wanted):
+        counts = "one is asked for, one counts for another recipe (plan.counts_of)"
+        difference = first_difference(known.recipe, run.recipe) if known.wanted == run.wanted else counts
+        raise ReproduceError(f"reproduce: {run.place}: two different runs of one name: {difference}")
 
 
 def content(recipe: Recipe, counts: Recipe | None = None, plan_of: PlanOf = plan_in_file) -> str:
