@@ -180,7 +180,13 @@ def test_sigterm_ends_the_processes_of_runs(recipes, tmp_path):
 def test_what_cannot_be_made_is_refused_before_anything_is_written(recipes, tmp_path):
     places = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
     shutil.copy(recipes["relu"], tmp_path / "other.toml")
+    damaged = tmp_path / "damaged" / "relu" / "seed-7.json"  # of no seed that is asked for
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
     for names, settings, error, words in (
+        ([recipes["relu"]], {"results": damaged.parents[1]}, ReproduceError, r"relu.seed-7\.json: "),
+        ([recipes["relu"]], {"results": damaged}, ReproduceError, r"seed-7\.json: wanted a folder, or nothing yet"),
+        ([recipes["relu"]], {"runs": damaged}, ReproduceError, r"seed-7\.json: wanted a folder, or nothing yet"),
         (["demo-24"], {}, ReproduceError, r"demo-24: no such recipe and no such file; near to it are .*demo-240"),
         ([], {}, ReproduceError, "at least one recipe"),
         ([recipes["relu"], tmp_path / "other.toml"], {}, ReproduceError, "different names, got relu twice"),
@@ -199,7 +205,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(recipes, tmp_
         ([recipes["relu"]], {"max_minutes": 0}, ReproduceError, "max_minutes: wanted above 0"),
     ):
         with pytest.raises(error, match=words):
-            reproduce(names, **places, **settings)
+            reproduce(names, **(places | settings))
     assert not places["runs"].exists()
     assert not places["results"].exists()
 

@@ -1,7 +1,7 @@
 """Whether every run of a call can be made, asked before anything is trained or written."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from deepshare.data import Dataset
 from deepshare.plan import Plan
 from deepshare.reproduce.chain import ASKED, Settings
 from deepshare.reproduce.errors import ReproduceError, require
-from deepshare.reproduce.result import read_result, result_path
+from deepshare.reproduce.result import read_results, result_path
 from deepshare.reproduce.runs import Run, plan_in_file
 from deepshare.train import Recipe, load_recipe
 from deepshare.train.networks import make_plan, model_spec
@@ -19,12 +19,14 @@ from deepshare.train.recipe_parts import DataRecipe
 from deepshare.train.trainer import check_run, check_teacher
 
 
-def check_runs(runs: Iterable[Run], settings: Settings) -> None:
-    """Raises ReproduceError: the folder or the result of another recipe is in a run's place, or a result is damaged.
-    And what `train` raises of a recipe with this data and device."""
+def check_runs(runs: Sequence[Run], settings: Settings) -> None:
+    """Raises ReproduceError: the folder or the result of another recipe is in a run's place, a result of one of the
+    recipes, of whatever seed, is damaged, or a file is where a folder must be. And what `train` raises of a recipe with
+    this data and device."""
+    _check_results([run for run in runs if run.wanted], settings)
     loaded: dict[DataRecipe, Dataset] = {}
     for run in runs:
-        _check_places(run, settings)
+        _check_folder(run, settings)
         data = run.recipe.data
         if data not in loaded:
             loaded[data] = data.load(settings.data_root)
@@ -45,19 +47,33 @@ def _evenly(recipe: Recipe, spec: dict[str, Any]) -> Recipe:
     return with_weights(recipe, [site.size for site in sites])
 
 
-def _check_places(run: Run, settings: Settings) -> None:
+def _check_folder(run: Run, settings: Settings) -> None:
     folder = settings.folder(run)
+    _check_way(folder)
     if settings.begun(run):
         difference = _difference(run, folder, settings)
         advice = f"move {folder} away, or give the recipe another name"
         require(difference is None, f"{folder}: holds a run of another recipe: {difference}; {advice}")
-    path = result_path(settings.results, run.recipe.name, run.recipe.seed)
-    if run.wanted and path.is_file():
-        known = read_result(path).content
-        advice = f"move {path} away, or give the recipe another name"
-        require(
-            known == run.content, f"{path}: holds the result of another recipe ({known}, not {run.content}); {advice}"
-        )
+
+
+def _check_results(runs: Sequence[Run], settings: Settings) -> None:
+    """Results of other seeds, which the table at the end reads, must be whole; they may be stale."""
+    found = {
+        name: {result.seed: result.content for result in read_results(settings.results, name)}
+        for name in {run.name for run in runs}
+    }
+    for run in runs:
+        path = result_path(settings.results, run.name, run.recipe.seed)
+        _check_way(path.parent)
+        known = found[run.name].get(run.recipe.seed, run.content)
+        other = f"{path}: holds the result of another recipe ({known}, not {run.content})"
+        require(known == run.content, f"{other}; move {path} away, or give the recipe another name")
+
+
+def _check_way(folder: Path) -> None:
+    """Whether `folder` is one, or can be made."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    require(there.is_dir(), f"{there}: wanted a folder, or nothing yet, got a file")
 
 
 def _difference(run: Run, folder: Path, settings: Settings) -> str | None:
