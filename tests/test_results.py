@@ -29,13 +29,16 @@ SMALL = {"name": "resnet18", "num_classes": 10, "in_channels": 1, "width": 2, "b
 SMALL_PLAN = Plan.of(models.shapes_only(SMALL), (1, 8, 8))  # of the recipes' network on the digits
 
 
+RECIPE = {"data": {"name": "digits"}, "model": {"name": "resnet18"}, "plan": {"method": "relu"}}
+
+
 def result(seed: int = 0, accuracy: float = 0.75, its_content: str = "c" * 16, **changes) -> Result:
     made = Result(
         FORMAT,
         "share",
         seed,
         its_content,
-        {"seed": seed},
+        {"seed": seed, **RECIPE},
         {"finetune": "f" * 64},
         {"finetune": (SESSION,)},
         {"finetune": 1.5},
@@ -73,6 +76,10 @@ def test_a_result_comes_back_as_it_was_written(tmp_path):
         ({"drelus_by_site": {"one": 5000.5}}, r"drelus_by_site.one: wanted an integer, got the number 5000.5"),
         ({"sessions": {"finetune": [{"began": 3}]}}, r"sessions.finetune\[0\]"),
         ({"affine": {"one": {"alpha": [1], "beta": [], "prototypes": 1}}}, r"affine.one: wanted as many alpha as beta"),
+        ({"sessions": {}}, r"sessions: wanted those of finetune, got none"),
+        ({"recipe": {}}, r"recipe\.data\.name: wanted a string, got None"),
+        ({"recipe": {**RECIPE, "model": "resnet18"}}, r"recipe\.model\.name: wanted a string, got None"),
+        ({"recipe": {**RECIPE, "data": {"name": "digits", "limit": "64"}}}, r"limit: wanted an integer, got '64'"),
         ({"colour": "red"}, r"colour: unknown key"),
     ],
 )

@@ -98,14 +98,27 @@ class Result:
             require(value is None or 0 <= value <= 1, f"{name}: wanted 0 to 1, got {value}")
         by_site = sum(self.drelus_by_site.values())
         require(self.drelus == by_site, f"drelus: wanted the sum of drelus_by_site, {by_site:,}, got {self.drelus:,}")
-        phases = {str(row.get("phase")) for row in self.rows}
-        wanted = ", ".join(sorted(phases))
-        require(phases == self.seconds.keys(), f"seconds: wanted those of {wanted}, got {', '.join(self.seconds)}")
+        phases = [str(row.get("phase")) for row in self.rows]
+        wanted = ", ".join(sorted(set(phases)))
+        require(set(phases) == self.seconds.keys(), f"seconds: wanted those of {wanted}, got {', '.join(self.seconds)}")
+        ended = phases[-1:]
+        got = ", ".join(self.sessions) or "none"
+        require(set(ended) <= self.sessions.keys(), f"sessions: wanted those of {', '.join(ended)}, got {got}")
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        """Whether the recipe has what tables name a network by."""
+        for table, key in (("data", "name"), ("model", "name"), ("plan", "method")):
+            values = self.recipe.get(table)
+            got = values.get(key) if isinstance(values, dict) else None
+            require(isinstance(got, str), f"recipe.{table}.{key}: wanted a string, got {got!r:.60}")
+        limit = self.recipe["data"].get("limit")
+        require(limit is None or type(limit) is int, f"recipe.data.limit: wanted an integer, got {limit!r:.60}")
 
     @property
     def session(self) -> Session | None:
         """The one that ended the last phase; None where nobody knows, as of a checkpoint that was given."""
-        last = self.sessions[str(self.rows[-1]["phase"])] if self.rows else ()
+        last = self.sessions[str(self.rows[-1].get("phase"))] if self.rows else ()
         return last[-1] if last else None
 
 
