@@ -14,7 +14,17 @@ from deepshare import data
 from deepshare.checkpoint import load_checkpoint, save_checkpoint
 from deepshare.cli import main
 from deepshare.nn import LearnedMask
-from deepshare.train import ArtifactStore, Recipe, TrainingPaused, load_recipe, phases, run, slices, train
+from deepshare.train import (
+    ArtifactStore,
+    Recipe,
+    TrainingError,
+    TrainingPaused,
+    load_recipe,
+    phases,
+    run,
+    slices,
+    train,
+)
 from deepshare.train.checkpoints import Checkpoints, State
 from deepshare.train.loop import evaluate, make_optimizer
 from deepshare.train.networks import fresh, make_plan, model_spec
@@ -173,6 +183,29 @@ def test_the_last_epoch_is_measured_beside_the_one_that_validation_chose(whole, 
     assert (tmp_path / "run" / "teacher-last.safetensors").is_file()  # a recipe may end with its teacher
 
 
+def checkpoints_are_whole_or_refused(folder: Path) -> None:
+    """Those of a teacher's only epoch, which is its best: on a missing or altered file nothing is loaded or dropped."""
+    state, files = folder / "teacher-0001" / "state.pt", sorted(folder.rglob("*"))
+    for path in (folder / "teacher-0001" / "weights.safetensors", folder / "teacher-best-0001.safetensors"):
+        whole = path.read_bytes()
+        path.unlink()
+        with pytest.raises(TrainingError, match=rf"{path}: no such file; .* from {state.parent}; bring the file back"):
+            Checkpoints(folder).newest("teacher")
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(
+            TrainingError, match=rf"{path}: damaged: wanted sha256 \w+ \(got \w+\); the run cannot go on"
+        ):
+            Checkpoints(folder).newest("teacher")
+        path.write_bytes(whole)
+        assert sorted(folder.rglob("*")) == files
+    known = torch.load(state)
+    assert Checkpoints(folder).newest("teacher").sha256 == known.pop("sha256")
+    torch.save(known, state)  # as it was before there were hashes
+    assert Checkpoints(folder).newest("teacher").epoch == 1
+    state.unlink()
+    assert Checkpoints(folder).newest("teacher") is None
+
+
 def test_a_best_epoch_in_memory_or_on_disk_goes_on_and_the_last_one_may_be_left_out(tmp_path, monkeypatch):
     one = replace(small(), phase=small().phase[:1])
     store = ArtifactStore(tmp_path / "artifacts")
@@ -184,6 +217,7 @@ def test_a_best_epoch_in_memory_or_on_disk_goes_on_and_the_last_one_may_be_left_
     with pytest.raises(TrainingPaused):
         train(one, tmp_path / "paused", max_minutes=SLICE)
     assert len(list((tmp_path / "paused" / "checkpoints").iterdir())) == 2
+    checkpoints_are_whole_or_refused(Path(shutil.copytree(tmp_path / "paused" / "checkpoints", tmp_path / "moved")))
     paused = train(one, tmp_path / "paused", resume=True)
     assert same(tmp_path / "memory", tmp_path / "disk")
     assert same(tmp_path / "memory", tmp_path / "paused")

@@ -12,13 +12,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deepshare.files import link_whole, write_whole
+from deepshare.files import link_whole, sha256_of, write_whole
 from deepshare.train.errors import TrainingError
 from deepshare.train.rows import Row
 
@@ -31,6 +31,7 @@ class State:
 
     phase: its kind; epoch: epochs of it that are done; best_epoch: 0 while there is none; rows: its metrics so far;
     masks: what the phase "masks" knows beside the weights; sessions: who trained the epochs (plain values)
+    sha256: of the checkpoint's networks, by "weights" and "best"; of older checkpoints unknown
     """
 
     phase: str
@@ -41,6 +42,7 @@ class State:
     rows: tuple[Row, ...] = ()
     masks: dict[str, Any] | None = None
     sessions: tuple[dict[str, Any], ...] = ()
+    sha256: dict[str, str] = field(default_factory=dict)
 
     def after_epoch(self, row: Row, *, may_be_best: bool) -> "State":
         """One epoch later. Of epochs with equal accuracy the last one is the best: it has trained longest."""
@@ -66,10 +68,12 @@ class Checkpoints:
     def newest(self, phase: str) -> State | None:
         """The state of the phase's last checkpoint, None before the first; what else lies there is dropped.
 
-        Raises TrainingError: its state.pt is damaged.
+        Raises TrainingError, with everything left as it is: a file of it is damaged or missing.
         """
         states = [_load_state(path) for path in self.path.glob(f"{phase}-*/state.pt")]
         found = max(states, key=lambda state: state.epoch, default=None)
+        if found is not None:
+            self._check(found)
         self._drop_all_but(set() if found is None else {self._folder(found), self.best(found)})
         return found
 
@@ -87,7 +91,9 @@ class Checkpoints:
                 link_whole(beside / "weights.safetensors", self.best(state))
             elif write_best is not None:
                 write_best(self.best(state))
-            write_whole(beside / "state.pt", _bytes_of(state))
+            networks = {**self._networks(state), "weights": beside / "weights.safetensors"}
+            sha256 = {name: sha256_of(path) for name, path in networks.items()}
+            write_whole(beside / "state.pt", _bytes_of(replace(state, sha256=sha256)))
             os.replace(beside, self._folder(state))
         except BaseException:  # a full disk must not be filled by what could not be finished
             shutil.rmtree(beside, ignore_errors=True)
@@ -100,6 +106,22 @@ class Checkpoints:
 
     def _folder(self, state: State) -> Path:
         return self.path / f"{state.phase}-{state.epoch:04d}"
+
+    def _networks(self, state: State) -> dict[str, Path]:
+        """The files of a checkpoint beside state.pt; "best" where an epoch is chosen."""
+        best = {"best": self.best(state)} if state.best_epoch else {}
+        return {"weights": self.weights(state), **best}
+
+    def _check(self, state: State) -> None:
+        for name, path in self._networks(state).items():
+            wanted = state.sha256.get(name)
+            got = sha256_of(path) if path.is_file() else None
+            if got is None or wanted not in (None, got):
+                what = "no such file" if got is None else f"damaged: wanted sha256 {wanted} (got {got})"
+                raise TrainingError(
+                    f"{path}: {what}; the run cannot go on from {self._folder(state)}; bring the file back, or delete "
+                    "that folder, and the phase is trained from its start"
+                )
 
     def _drop_all_but(self, keep: set[Path]) -> None:
         for path in set(self.path.iterdir()) - keep:
