@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -227,8 +228,13 @@ def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_pa
     alone.write_text(head + "[[phase]]" + rest.partition("[[phase]]")[2])
     with pytest.raises(TrainingError, match="distils from no teacher"):
         train(alone, run, teacher=finished[0].phase_checkpoint("teacher"))
-    with pytest.raises(TrainingError, match="give a checkpoint"):
-        train(load_recipe(alone, ["phase.baseline.distill=teacher"]), run)
+    killed = tmp_path / "killed"  # while it began with a teacher
+    killed.mkdir()
+    shutil.copy(finished[0].phase_checkpoint("teacher"), killed)
+    for folder in (run, killed):
+        with pytest.raises(TrainingError, match="give a checkpoint"):
+            train(load_recipe(alone, ["phase.baseline.distill=teacher"]), folder)
+    assert [path.name for path in killed.iterdir()] == ["teacher.safetensors"]
     for device in ("abacus", "meta", "cpu:-2") if torch.cuda.is_available() else ("abacus", "meta", "cuda"):
         with pytest.raises(TrainingError, match=f"device '{device}'"):
             train(small(), run, device=device)

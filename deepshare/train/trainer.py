@@ -118,9 +118,11 @@ def _checked(
     folder.check(recipe, teacher, resume=resume)
     dataset = recipe.data.load(data_root)
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
-    plan = make_plan(recipe, spec, folder.beginning().plan if folder.begun else None)
-    check_teacher(recipe, dataset, teacher, known=folder.phase_end(recipe.needs or "teacher").is_file())
-    if teacher is not None and not folder.begun:
+    began = folder.beginning() if folder.begun else None
+    plan = make_plan(recipe, spec, began and began.plan)
+    # not by the file: a start that was killed leaves one that no run was given
+    check_teacher(recipe, dataset, teacher, known=began is not None and recipe.needs in began.given)
+    if teacher is not None and began is None:
         _check_start(recipe, spec, plan, teacher)
     place = check_run(recipe, dataset, ranks.device or device)
     recipe.compute.on(place, ranks.world)
