@@ -1,5 +1,6 @@
 """What a run says while it goes: a line an epoch on the terminal and in log.txt, and where it is in between."""
 
+import errno
 import os
 import sys
 import time
@@ -49,11 +50,13 @@ class Progress:
         self._show(f"\r\x1b[K{line}")
 
     def _show(self, text: str) -> None:
-        """Write to the stream; once its reader is gone (`| head`) the stream leads nowhere and the run goes on."""
+        """Write to the stream; once its reader (`| head`) or terminal is gone it leads nowhere and the run goes on."""
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
+                raise
             # below the stream, not in place of it: what it still holds must go somewhere when Python flushes at its end
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
