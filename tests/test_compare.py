@@ -118,6 +118,15 @@ def test_cells_train_a_teacher_of_each_seed_first(recipe_file: Path):
     assert len({cell.folder for cell in found}) == len(found)
 
 
+def test_a_methods_name_may_hold_what_a_recipes_may_not(recipe_file: Path, tmp_path: Path):
+    recipe = load_compare_recipe(
+        recipe_file, ["method.snl.name='SNL [w/o *]'", "method.deepshare.counts='SNL [w/o *]'"]
+    )
+    spec = networks.model_spec(recipe.model, 10, (1, 8, 8))
+    made, _ = cell_recipe(recipe, Cell("SNL [w/o *]", 96, 0), spec, tmp_path, pretrained=True)
+    assert made.name == "tiny SNL -w-o -- 96"
+
+
 def test_thinning_before_snl_takes_the_stems_relu_too(recipe_file: Path, tmp_path: Path):
     recipe = load_compare_recipe(recipe_file, ["method.2.model.stem_relu=true"])
     spec = networks.model_spec(recipe.model, 10, (1, 8, 8))
@@ -227,6 +236,7 @@ def test_the_published_figures_are_the_transcribed_ones(shared_dir: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("name='a/b'", "name: wanted that of a folder"),
         ("budgets=[]", "budgets: wanted at least one"),
         ("budgets=[0]", "budgets: wanted at least 1, got 0"),
         ("seeds=[1, 1]", "seeds: wanted each once, got 1, 1"),

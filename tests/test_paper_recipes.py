@@ -133,8 +133,8 @@ def test_the_networks_without_replicates_keep_the_prototypes_of_the_full_one():
     assert all(site.leader or site.prototypes == site.channels for site in plan_of(trimmed))
     assert plan_of(trimmed).drelus == plan.drelus == 6000
     assert trimmed.teacher == full.model
-    assert replace(trimmed, name="", model=full.model, plan=full.plan, teacher=None, published=None) == replace(
-        full, name="", published=None
+    assert replace(trimmed, name="any", model=full.model, plan=full.plan, teacher=None, published=None) == replace(
+        full, name="any", published=None
     )
 
 

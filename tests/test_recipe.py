@@ -12,6 +12,7 @@ from deepshare.methods.snl import SNLSettings
 from deepshare.plan import Plan
 from deepshare.train import Recipe, RecipeError, load_recipe, networks, recipe_names
 from deepshare.train.recipe import first_difference, with_weights
+from deepshare.train.recipe_parts import PublishedRow
 
 GOOD = """
 name = "small"
@@ -137,6 +138,9 @@ def test_overrides_are_typed_and_reach_phases_by_star_kind_and_position(path):
     assert load_recipe(path) == load_recipe(path, [])
 
 
+NO_FOLDERS = ("", ".", "..", "../x", "/x", "a/b", "x[1]", "x*", "x?", "x\\u0000", "x\\n", "x" * 201, "ä" * 101)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -148,6 +152,7 @@ def test_overrides_are_typed_and_reach_phases_by_star_kind_and_position(path):
         ("name.first=1", "nothing below 'first'"),
         (f"data.split_seed={10**26}", "data.split_seed: wanted 0 to "),
         ("name=\udcff", "name: wanted text that UTF-8 can hold"),
+        *((f'name="{name}"', "name: wanted that of a folder, of 1 to 200 bytes, no") for name in NO_FOLDERS),
         ("data.split_seed=-1", "data.split_seed: wanted 0 to "),
         (f"model.width={10**12}", "model.width: wanted 1 to 4096, got 1000000000000"),
         ("data.limit=1", "data.limit: wanted at least 2, got 1"),
@@ -200,19 +205,18 @@ def test_shipped_recipes_are_table_7(name):
 
 
 def test_toml_written_is_toml_read(path):
-    recipe = load_recipe(path, ['name="a \\"quoted\\" näme"'])
+    recipe = load_recipe(path, ['name="a \\"quoted\\" näme\u2028 \U0001f600"'])
     assert isinstance(recipe, Recipe)
-    assert tomllib.loads(recipe.to_toml())["name"] == 'a "quoted" näme'
+    assert tomllib.loads(recipe.to_toml())["name"] == 'a "quoted" näme\u2028 \U0001f600'
+    assert load_recipe(path, ["name=" + "x" * 200]).name == "x" * 200
 
 
 def test_every_character_survives_being_written(path):
-    head, _, rest = load_recipe(path).to_toml().partition("\n")
-    assert head == 'name = "small"'
-    name = "".join(map(chr, range(0x100))) + "\u2028 \U0001f600"
-    written = replace(load_recipe(path), name=name).to_toml()
-    path.write_text(written, encoding="utf-8")
-    assert load_recipe(path).name == name
-    assert written.endswith(rest)
+    note = "".join(map(chr, range(0x100))) + "\u2028 \U0001f600"
+    row = PublishedRow("paper", "1", "method", "network", "data", 6.0, note)
+    recipe = replace(load_recipe(path), published=row)
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
 
 
 SNL = """

@@ -15,7 +15,7 @@ from deepshare.methods.variant import for_budget
 from deepshare.plan import Plan
 from deepshare.train import networks
 from deepshare.train.plan_recipe import PlanRecipe
-from deepshare.train.recipe import Recipe
+from deepshare.train.recipe import NOT_IN_NAMES, Recipe
 from deepshare.train.recipe_file import load_recipe
 from deepshare.train.recipe_parts import ModelRecipe
 
@@ -76,7 +76,8 @@ def cell_recipe(
     else:
         plan = _shared(method, cell, folder, counted=counted)
     phases = method.phase if pretrained else (recipe.pretrain, *method.phase)
-    name = f"{recipe.name} {method.name} {cell.budget}"
+    # names of methods are for readers
+    name = "".join("-" if letter in NOT_IN_NAMES else letter for letter in f"{recipe.name} {method.name} {cell.budget}")
     return Recipe(name, recipe.data, model, plan, phases, cell.seed, recipe.distill, method.snl), given
 
 

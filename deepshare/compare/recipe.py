@@ -12,6 +12,7 @@ from deepshare.train.errors import RecipeError, require
 from deepshare.train.fields import build
 from deepshare.train.overrides import apply_overrides
 from deepshare.train.phase_recipe import PhaseRecipe
+from deepshare.train.recipe import check_name
 from deepshare.train.recipe_file import RECIPES
 from deepshare.train.recipe_parts import MAX_SEED, DataRecipe, DistillRecipe, ModelRecipe
 from deepshare.train.toml_in import find_toml, read_toml, toml_names
@@ -106,6 +107,7 @@ class CompareRecipe:
     threads: int | None = None  # of torch on the CPU; small networks are faster on one
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         names = [method.name for method in self.method]
         for key, values in (("budgets", self.budgets), ("seeds", self.seeds), ("method", names)):
             require(bool(values), f"{key}: wanted at least one")

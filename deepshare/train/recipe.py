@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from deepshare.train.phase_recipe import ORDER, Kind, PhaseRecipe
 from deepshare.train.plan_recipe import PlanRecipe
 from deepshare.train.recipe_parts import DataRecipe, DistillRecipe, ModelRecipe, PublishedRow
 from deepshare.train.toml_out import to_toml
+
+MAX_NAME = 200  # bytes, of the 255 that a file's name may have; temporary ones have something around it
+NOT_IN_NAMES = "/*?[]"  # leads elsewhere, or means something in the patterns by which results are found
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,7 @@ class Recipe:
     teacher: ModelRecipe | None = None  # of the phase teacher or pretrain, where it is another model
 
     def __post_init__(self) -> None:
-        lone = any("\ud800" <= letter <= "\udfff" for letter in self.name)  # what Python makes of bytes in arguments
-        require(not lone, f"name: wanted text that UTF-8 can hold, got {self.name!r}")
+        check_name(self.name)
         self._check_order()
         self._check_snl()
         self._check_distillation()
@@ -128,6 +131,18 @@ class Recipe:
     def to_toml(self) -> str:
         """TOML that load_recipe reads back to an equal recipe."""
         return to_toml(self.to_dict())
+
+
+def check_name(name: str) -> None:
+    """Whether runs and results can lie in a folder of this name and be found there. Raises RecipeError."""
+    lone = any("\ud800" <= letter <= "\udfff" for letter in name)  # what Python makes of bytes in arguments
+    require(not lone, f"name: wanted text that UTF-8 can hold, got {name!r}")
+    strange = any(letter in NOT_IN_NAMES or unicodedata.category(letter) == "Cc" for letter in name)
+    require(
+        0 < len(name.encode()) <= MAX_NAME and name not in (".", "..") and not strange,
+        f"name: wanted that of a folder, of 1 to {MAX_NAME} bytes, no control character, none of {NOT_IN_NAMES}, "
+        f"got {name!r:.80}",
+    )
 
 
 def with_weights(recipe: Recipe, weights: Sequence[float]) -> Recipe:
