@@ -37,7 +37,8 @@ def write_whole(path: Path | str, content: bytes | str, *, mode: int = 0o666) ->
 def link_whole(source: Path | str, path: Path | str) -> Path:
     """`path` becomes another name of the file `source` (a copy where there are no links), whole or not at all.
 
-    For files that are only ever replaced, never written to: what is done to one name is done to both.
+    For files that are only ever replaced, never written to: what is done to one name is done to both. A symbolic link
+    is followed: `path` is the file itself, wherever it is moved.
 
     Raises:
         OSError: as write_whole, or `source` cannot be read.
@@ -45,7 +46,7 @@ def link_whole(source: Path | str, path: Path | str) -> Path:
     source, path = Path(source), Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        os.link(source, beside)
+        os.link(os.path.realpath(source), beside)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{source}: cannot be linked to {path}: one of them is nowhere") from error
     except OSError:  # another file system, or one without links

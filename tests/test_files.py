@@ -1,11 +1,11 @@
-"""write_whole: the new content or the old, never a part."""
+"""write_whole and link_whole: the new content or the old, never a part."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from deepshare.files import write_whole
+from deepshare.files import link_whole, write_whole
 
 
 def test_writes_text_and_bytes(tmp_path: Path):
@@ -39,6 +39,16 @@ def test_a_link_is_followed_and_the_umask_kept(tmp_path: Path):
     assert (tmp_path / "link").is_symlink()
     assert target.read_text() == "new"
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_is_linked_and_not_the_link_that_leads_to_it(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    target = write_whole(tmp_path / "real" / "a", "content")
+    (tmp_path / "real" / "link").symlink_to("a")
+    linked = link_whole(tmp_path / "real" / "link", tmp_path / "b")
+    assert not linked.is_symlink()
+    assert linked.samefile(target)
+    assert linked.read_text() == "content"
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path):
