@@ -237,6 +237,7 @@ def test_the_published_figures_are_the_transcribed_ones(shared_dir: Path):
     ("change", "message"),
     [
         ("name='a/b'", "name: wanted that of a folder"),
+        pytest.param(f"name={'[' * 5000}{']' * 5000}", "lists or tables are nested too deep", id="nested"),
         ("budgets=[]", "budgets: wanted at least one"),
         ("budgets=[0]", "budgets: wanted at least 1, got 0"),
         ("seeds=[1, 1]", "seeds: wanted each once, got 1, 1"),

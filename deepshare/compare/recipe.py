@@ -141,6 +141,8 @@ def load_compare_recipe(path_or_name: str | Path, overrides: Iterable[str] = ())
         return build(CompareRecipe, apply_overrides(read_toml(path), overrides))
     except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, or not TOML
         raise CompareError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise CompareError(f"{path}: lists or tables are nested too deep") from error
 
 
 def compare_recipe_names() -> list[str]:

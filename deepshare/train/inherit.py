@@ -95,7 +95,7 @@ def override(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, A
     changed, given = apply_overrides(dict(values), changes), {text.partition("=")[0].strip() for text in changes}
     for table in ("plan", "distill"):
         _settle(values.get(table), changed.get(table), table, {f"{table}."}, given)
-    pairs = zip(_tables(values.get("phase")), _tables(changed.get("phase")), strict=True)
+    pairs = zip(_tables(values.get("phase")), _tables(changed.get("phase")), strict=False)  # `phase=[]` leaves fewer
     for number, (before, after) in enumerate(pairs):
         _settle(before, after, "phase", {"phase.*.", f"phase.{number}.", f"phase.{before.get('kind')}."}, given)
     return changed

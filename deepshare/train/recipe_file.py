@@ -30,6 +30,8 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
         return build(Recipe, _with_weights(override(values, [change for change in changes if change not in chosen])))
     except (OSError, ValueError, RecipeError) as error:  # ValueError: not UTF-8, or not TOML
         raise RecipeError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: lists or tables are nested too deep") from error
 
 
 def _with_weights(values: dict[str, Any]) -> dict[str, Any]:
