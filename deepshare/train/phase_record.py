@@ -8,10 +8,10 @@ from typing import Any
 
 from deepshare.files import sha256_of, write_whole
 from deepshare.train.artifact_key import key_of
-from deepshare.train.errors import ArtifactError, RecipeError
+from deepshare.train.errors import ArtifactError, RecipeError, require
 from deepshare.train.fields import build, plain
 from deepshare.train.provenance import Session
-from deepshare.train.rows import Row
+from deepshare.train.rows import Row, check_rows
 
 VERSION = 1
 WEIGHTS, LAST = "weights", "last"  # the files of a phase: the epoch that goes on; the last one, where that is another
@@ -72,13 +72,12 @@ def load_record(path: Path) -> PhaseRecord:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged: not JSON ({error})") from error
     _check_fields(path, values)
-    if key_of(values["deciding"]) != values["key"]:
-        raise ArtifactError(
-            f"{path}: damaged: what decided it has key {key_of(values['deciding'])}, it says {values['key']}"
-        )
     try:
+        key = key_of(values["deciding"])
+        require(key == values["key"], f"what decided it has key {key}, it says {values['key']}")
         sessions = tuple(build(Session, value, f"sessions[{at}]") for at, value in enumerate(values["sessions"]))
-    except RecipeError as error:
+        _check_values(values)
+    except (ValueError, RecursionError, RecipeError) as error:  # ValueError: NaN among what decided it
         raise ArtifactError(f"{path}: damaged: {error}") from error
     rest = {name: values[name] for name in _FIELDS if name not in ("version", "rows", "sessions")}
     return PhaseRecord(**rest, rows=tuple(values["rows"]), sessions=sessions)
@@ -94,5 +93,15 @@ def _check_fields(path: Path, values: Any) -> None:
     for name, kind in _FIELDS.items():
         if type(values[name]) is not kind:
             raise ArtifactError(f"{path}: damaged: {name} must be {kind.__name__} (got {values[name]!r:.80})")
-    if WEIGHTS not in values["sha256"]:
-        raise ArtifactError(f"{path}: damaged: sha256 has no {WEIGHTS!r}")
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Whether the fields fit each other. Raises RecipeError."""
+    files, inputs, epochs = values["sha256"], values["inputs"], len(values["rows"])
+    require(WEIGHTS in files, f"sha256 has no {WEIGHTS!r}")
+    require(files.keys() <= {WEIGHTS, LAST}, f"sha256: wanted {WEIGHTS} and {LAST}, got {', '.join(files)}")
+    texts = all(isinstance(digest, str) for digest in (*files.values(), *inputs.values()))
+    require(texts, f"sha256, inputs: wanted text, got {files!r:.80}, {inputs!r:.80}")
+    check_rows(values["rows"])
+    require(0 < values["epoch"] <= epochs, f"epoch: wanted one of the {epochs} in rows, got {values['epoch']}")
+    require(len(values["sessions"]) > 0, "sessions: wanted at least one")
