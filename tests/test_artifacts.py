@@ -374,19 +374,25 @@ def test_a_disk_that_is_full_at_any_rename_loses_nothing(trained, store, tmp_pat
 def test_a_run_folder_of_another_format_is_refused(trained, tmp_path):
     folder = shutil.copytree(trained[1], tmp_path / "run")
     rewrite(folder / "run.json", format=3)
+    recipe = (folder / "recipe.toml").read_text()
+    (folder / "recipe.toml").write_text(f"unheard_of = 1\n{recipe}")
     for use in (lambda: train(small(), folder, resume=True), lambda: ArtifactStore(tmp_path / "new").adopt(folder)):
         with pytest.raises(TrainingError, match=r"of a newer deepshare \(format 3, this one's is 2\); go on with"):
             use()
+    (folder / "recipe.toml").write_text(recipe)
     (folder / "run.json").unlink()
     with pytest.raises(TrainingError, match=r"of another deepshare \(format 1, this one's is 2\)"):
         train(small(), folder, resume=True)
-    for text in ("[]", "{", '{"format": 2, "plan": {}}'):
+    plan = json.dumps(json.loads((trained[1] / "run.json").read_text())["plan"])
+    begun = f'{{"format": 2, "plan": {plan}'
+    for text in ("[]", "{", '{"format": 2, "plan": {}}', f"{begun}}}", f'{begun}, "given": {{"teacher": 1}}}}'):
         (folder / "run.json").write_text(text)
         with pytest.raises(TrainingError, match=r"run.json: damaged"):
             train(small(), folder, resume=True)
     shutil.copy(trained[1] / "run.json", folder)
-    (folder / "result.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"result.json: damaged; delete it"):
-        train(small(), folder, resume=True)
+    for text in ("{", "[]", "{}", '{"test_accuracy": 1.0, "artifacts": {}, "rows": [1]}'):
+        (folder / "result.json").write_text(text)
+        with pytest.raises(TrainingError, match=r"result.json: damaged; delete it"):
+            train(small(), folder, resume=True)
     (folder / "result.json").unlink()
     assert train(small(), folder, resume=True).test_accuracy == trained[2].test_accuracy

@@ -211,6 +211,23 @@ def test_a_finished_run_is_returned_as_it_is(finished):
     assert result.checkpoint.stat().st_mtime_ns == before
 
 
+def test_a_run_that_ended_without_its_network_is_refused(finished, tmp_path):
+    ended, original = finished
+    folder = shutil.copytree(original, tmp_path / "run")
+    recipe, final, result = folder / "recipe.toml", folder / "final.safetensors", folder / "result.json"
+    whole = final.read_bytes()
+    final.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for said in ("damaged: wanted sha256", "no such file"):
+        with pytest.raises(TrainingError, match=rf"{final}: {said}.*; delete {result}, and it is made again"):
+            train(recipe, folder, resume=True)
+        final.unlink(missing_ok=True)
+    result.unlink()
+    assert train(recipe, folder, resume=True).trained == 0
+    assert final.read_bytes() == whole
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"sha256": None}))  # as before there was a hash
+    assert train(recipe, folder, resume=True).rows == ended.rows
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(finished, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(RecipeError, match="budget"):

@@ -21,18 +21,19 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from deepshare.files import sha256_of, write_whole
 from deepshare.plan import Plan, PlanError
 from deepshare.train.checkpoints import Checkpoints
-from deepshare.train.errors import TrainingError
+from deepshare.train.errors import RecipeError, TrainingError
+from deepshare.train.fields import build
 from deepshare.train.phase_record import LAST, WEIGHTS, PhaseRecord, load_record
 from deepshare.train.recipe import Recipe, first_difference
 from deepshare.train.recipe_file import load_recipe
-from deepshare.train.rows import Row, to_csv
+from deepshare.train.rows import Row, check_rows, to_csv
 
 FORMAT = 2  # of the folder; 1 had no run.json
 LOCK = ".lock"
@@ -45,6 +46,24 @@ class Beginning:
 
     plan: Plan
     given: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What of result.json is read again. sha256: of final.safetensors; in older folders unknown"""
+
+    test_accuracy: float
+    artifacts: dict[str, str]
+    rows: tuple[dict[str, Any], ...]
+    test_accuracy_last: float | None = None
+    val_accuracy: float | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        check_rows(self.rows)
+
+
+_ENDING = tuple(field.name for field in fields(Ending))
 
 
 class RunFolder:
@@ -67,10 +86,10 @@ class RunFolder:
         if self.begun:
             if not resume:
                 raise TrainingError(f"{self.path}: there is a run already; resume it, or choose another folder")
+            given = self.beginning().given  # comes first: keys of a newer deepshare's recipe are unknown here
             difference = first_difference(self.recipe(), recipe)
             if difference is not None:
                 raise TrainingError(f"{self.path}: cannot resume with another recipe; first difference: {difference}")
-            given = self.beginning().given
             if teacher is not None and sha256_of(teacher) != given.get(recipe.needs or "teacher"):
                 raise TrainingError(f"{self.path}: cannot resume with another teacher than before ({teacher})")
         elif self.path.exists() and (not self.path.is_dir() or not self._only_our_beginning()):
@@ -119,18 +138,22 @@ class RunFolder:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             found = values["format"]
-            plan = Plan.from_json(json.dumps(values["plan"])) if found == FORMAT else None
+            if found == FORMAT:
+                return Beginning(Plan.from_json(json.dumps(values["plan"])), _digests(values["given"]))
         except FileNotFoundError:
-            found, plan = 1, None
-        except (ValueError, TypeError, KeyError, PlanError) as error:
+            found = 1
+        except (ValueError, TypeError, KeyError, RecursionError, PlanError) as error:
             raise TrainingError(f"{path}: damaged, the run cannot go on: {error!r:.200}") from error
-        if plan is None:
-            which = "a newer" if isinstance(found, int) and found > FORMAT else "another"
-            raise TrainingError(
-                f"{self.path}: a run folder of {which} deepshare (format {found!r:.20}, this one's is {FORMAT}); "
-                "go on with the one that began it"
-            )
-        return Beginning(plan, values["given"])
+        which = "a newer" if isinstance(found, int) and found > FORMAT else "another"
+        raise TrainingError(
+            f"{self.path}: a run folder of {which} deepshare (format {found!r:.20}, this one's is {FORMAT}); "
+            "go on with the one that began it"
+        )
+
+    @property
+    def final(self) -> Path:
+        """The network with which the run ended."""
+        return self.path / "final.safetensors"
 
     @property
     def plan(self) -> Path:
@@ -165,13 +188,27 @@ class RunFolder:
     def write_result(self, values: dict[str, Any]) -> None:
         write_whole(self.path / "result.json", json.dumps(values, indent=2, allow_nan=False) + "\n")
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Ending | None:
         """What write_result wrote, or None if the run is not at its end. Raises TrainingError: it is damaged."""
         path = self.path / "result.json"
+        if not path.is_file():
+            return None
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-        except (ValueError, TypeError) as error:
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
+            return build(Ending, {name: values[name] for name in _ENDING if values.get(name) is not None})
+        except (ValueError, TypeError, RecursionError, RecipeError) as error:
             raise TrainingError(f"{path}: damaged; delete it, and the network is measured again ({error})") from error
+
+    def ended(self) -> bool:
+        """Whether the run is at its end. Raises TrainingError: its result or its network is damaged or missing."""
+        result = self.result()
+        if result is None:
+            return False
+        got = sha256_of(self.final) if self.final.is_file() else None
+        if got is None or result.sha256 not in (None, got):
+            what = "no such file" if got is None else f"damaged: wanted sha256 {result.sha256} (got {got})"
+            raise TrainingError(f"{self.final}: {what}; delete {self.path / 'result.json'}, and it is made again")
+        return True
 
     def _remove_leftovers(self) -> None:
         """What a killed run was writing: hidden files beside their names, of ours alone."""
@@ -193,6 +230,12 @@ class RunFolder:
         known = all(path.name in ours or _is_unfinished(path) for path in self.path.iterdir())
         inside = self.checkpoints.path
         return known and not (inside.is_dir() and any(inside.iterdir()))
+
+
+def _digests(given: Any) -> dict[str, str]:
+    if not isinstance(given, dict) or not all(isinstance(digest, str) for digest in given.values()):
+        raise TypeError(f"given: wanted the SHA-256 of a file by phase, got {given!r:.80}")
+    return given
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from deepshare.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from deepshare.data import Dataset
+from deepshare.files import sha256_of
 from deepshare.plan import Plan
 from deepshare.train.artifact_key import phase_keys
 from deepshare.train.artifacts import ArtifactStore
@@ -87,7 +88,7 @@ def train(
         ranks.from_writer(lambda: _take_folder(folder, ready, teacher_path, resume, held))
         with _writing(folder):
             run = _run_of(ready, folder, allowance, checkpoint_seconds, ranks)
-            if not ranks.from_writer(lambda: folder.result() is not None):
+            if not ranks.from_writer(folder.ended):
                 run.progress.say(_announcement(run))
                 run_chain(run, artifacts)
                 _finish(run)
@@ -119,7 +120,7 @@ def _checked(
     dataset = recipe.data.load(data_root)
     spec = model_spec(recipe.model, dataset.num_classes, dataset.input_size)
     began = folder.beginning() if folder.begun else None
-    plan = make_plan(recipe, spec, began and began.plan)
+    plan = make_plan(recipe, spec, None if began is None else began.plan)
     # not by the file: a start that was killed leaves one that no run was given
     check_teacher(recipe, dataset, teacher, known=began is not None and recipe.needs in began.given)
     if teacher is not None and began is None:
@@ -276,14 +277,14 @@ def _finish(run: Run) -> None:
 
 def _write_end(run: Run, end: Checkpoint, accuracies: dict[str, float | None], chosen: int, last: int) -> None:
     folder, test, test_last = run.folder, accuracies["test_accuracy"], accuracies["test_accuracy_last"]
-    final = folder.path / "final.safetensors"
-    save_checkpoint(final, end.model, end.spec, end.plan, recipe=run.recipe.to_dict(), metrics=accuracies)
+    save_checkpoint(folder.final, end.model, end.spec, end.plan, recipe=run.recipe.to_dict(), metrics=accuracies)
     plan = run.plan if run.recipe.snl is None else end.plan
     plan.save(folder.plan)
     run.progress.say(
         f"{run.recipe.name}: {plan.drelus:,} DReLUs, test {_shown(test)} {_beside(chosen, last, test_last)}"
     )
     ended = {"recipe": run.recipe.name, "drelus": plan.drelus, **accuracies, "epoch": chosen, "last_epoch": last}
+    ended |= {"sha256": sha256_of(folder.final)}
     folder.write_result({**ended, "artifacts": dict(run.keys), "rows": run.rows})
 
 
@@ -302,13 +303,13 @@ def _result(run: Run) -> TrainResult:
     ended = run.folder.result()
     assert ended is not None
     return TrainResult(
-        run.folder.path / "final.safetensors",
+        run.folder.final,
         Plan.load(run.folder.plan),
-        ended["test_accuracy"],
-        ended["test_accuracy_last"],
-        ended["val_accuracy"],
-        tuple(ended["rows"]),
+        ended.test_accuracy,
+        ended.test_accuracy_last,
+        ended.val_accuracy,
+        ended.rows,
         run.folder.path,
-        ended["artifacts"],
+        ended.artifacts,
         run.allowance.trained,
     )
