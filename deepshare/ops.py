@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from deepshare.channel_map import ChannelMap
-from deepshare.kernels.layout import CHANNEL_DIM
 from deepshare.packed_gates import PackedGates
 from deepshare.raw_ops import IMPLEMENTATIONS, choose_backend
 
@@ -56,7 +55,7 @@ def _backward(ctx: Any, grad: Tensor, of_handed: Tensor | None = None):  # type:
         grad, x, residual, source, gates, call.pi, call.members, call.offsets, alpha, beta, soft, gamma
     )
     if call.handed:
-        dx.narrow(CHANNEL_DIM, 0, call.handed).add_(of_handed)
+        dx[:, : call.handed].add_(of_handed)
     dsource = None if source is None or soft is None else dsource
     return dx, None if residual is None else dx, dsource, None, dalpha, dbeta, None
 
@@ -74,7 +73,7 @@ def _forward(x, residual, source, gates, alpha, beta, call: _Call):  # type: ign
 
 def _prototypes(x: Tensor, residual: Tensor | None, count: int) -> Tensor:
     """The first `count` channels of z, dense with the dimensions in x's order."""
-    first = x.narrow(CHANNEL_DIM, 0, count)
+    first = x[:, :count]
     return first.clone() if residual is None else torch.empty_like(first).copy_(first + residual[:, :count])
 
 
