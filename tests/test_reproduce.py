@@ -13,10 +13,11 @@ from deepshare import cli
 from deepshare.budget import weights_of
 from deepshare.checkpoint import load_checkpoint
 from deepshare.data import DataError
-from deepshare.reproduce import ReproduceError, jobs, read_results, reproduce
+from deepshare.reproduce import Outcome, ReproduceError, jobs, read_results, reproduce
 from deepshare.reproduce.chain import Settings
 from deepshare.reproduce.runs import runs_of
 from deepshare.train import RecipeError
+from deepshare.train.distributed import Ranks
 from deepshare.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,6 +140,17 @@ def test_a_failing_run_in_one_process_stops_no_other_either(recipes, tmp_path):
     ended = reproduce([recipes["diverging"], recipes["relu"]], runs=tmp_path / "runs", results=tmp_path / "results")
     assert [outcome.state for outcome in ended.outcomes] == ["failed", "done"]
     assert ended.status == 2
+
+
+def test_after_a_pause_no_run_begins(tmp_path, monkeypatch):
+    first, ended, second = runs_of(["demo-relu", "demo-240", "demo-960"], (0,))
+    settings = Settings(tmp_path, tmp_path)
+    (settings.folder(ended)).mkdir(parents=True)
+    (settings.folder(ended) / "result.json").touch()
+    monkeypatch.setattr(jobs, "attempt", lambda run, *_: Outcome(run, "paused" if run is first else "done"))
+    limit = {"jobs": 1, "deadline": jobs.Deadline(60), "say": print}
+    outcomes = jobs.run_all([first, ended, second], settings, Ranks(), **limit)
+    assert [outcome.state for outcome in outcomes] == ["paused", "done", "paused"]
 
 
 def test_runs_side_by_side_go_on_when_nobody_listens(tmp_path, monkeypatch):

@@ -68,10 +68,15 @@ class _Turn:
         left = self._deadline.minutes_left
         return None if left is None else max(left, LEAST_MINUTES)
 
+    @property
+    def _paused(self) -> bool:
+        return any(outcome.state == "paused" for outcome in self.ended.values())
+
     def forgone(self, run: Run) -> Outcome | None:
         """The outcome of a run that does not begin; None if it does.
 
-        The first one of a call with anything to train always does, so that calls come to an end.
+        The first one of a call with anything to train always does, so that calls come to an end. After a pause none
+        does: `train` trains an epoch at least, perhaps of the very phase that had no time for another.
         """
         before = None if run.counts is None else self.ended.get(run.counts)
         if before is not None and before.state == "failed":
@@ -79,7 +84,7 @@ class _Turn:
         if before is not None and before.state == "paused":
             return Outcome(run, "paused")
         if not self._settings.ended(run):
-            if self._training and self._deadline.minutes_left == 0:
+            if self._training and (self._deadline.minutes_left == 0 or self._paused):
                 return Outcome(run, "paused")
             self._training = True
         return None

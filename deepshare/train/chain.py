@@ -1,6 +1,6 @@
 """Phase after phase: each is taken from the store of artifacts, or trained and kept there."""
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 
 from deepshare.checkpoint import load_checkpoint
@@ -69,27 +69,40 @@ def _save_plan(run: Run) -> None:
     load_checkpoint(run.folder.phase_end("masks")).plan.save(run.folder.plan)
 
 
-def _alone(run: Run, phase: PhaseRecipe, store: ArtifactStore | None) -> AbstractContextManager[None]:
-    """Nobody else trains this phase meanwhile: who comes second waits, and takes what the first one made."""
-    said = False
+def _alone(run: Run, phase: PhaseRecipe, store: ArtifactStore, held: ExitStack) -> bool:
+    """Nobody else trains this phase while `held` is open. Whether somebody did before, for whom this run waited."""
+    waited = False
 
     def waiting() -> None:
-        nonlocal said
-        if not said:
+        nonlocal waited
+        if not waited:
             run.progress.say(f"{phase.kind}: another run trains it; waiting")
-            said = True
+            waited = True
         run.ranks.not_yet()
         if run.allowance.over:
-            raise TrainingPaused(phase.kind, 0, phase.epochs, run.progress.left, "another run still trains this phase")
+            raise _pause(run, phase, "another run still trains this phase")
 
-    return nullcontext() if store is None else store.locked(run.keys[phase.kind], waiting)
+    held.enter_context(store.locked(run.keys[phase.kind], waiting))
+    return waited
+
+
+def _pause(run: Run, phase: PhaseRecipe, reason: str) -> TrainingPaused:
+    return TrainingPaused(phase.kind, 0, phase.epochs, run.progress.left, reason)
 
 
 def _take(run: Run, phase: PhaseRecipe, store: ArtifactStore | None, held: ExitStack) -> bool:
-    """Whether the phase was taken from the store; if not, it is ours to train, for as long as `held` is open."""
-    held.enter_context(_alone(run, phase, store))
-    record = None if store is None else store.fetch(run.keys[phase.kind], run.folder, phase.kind)
+    """Whether the phase was taken from the store; if not, it is ours to train, for as long as `held` is open.
+
+    Who comes second waits and takes what the first one made. If that one stopped before the end, in a call whose time
+    is limited, it most likely had none left, and neither has this run.
+    """
+    if store is None:
+        return False
+    waited = _alone(run, phase, store, held)
+    record = store.fetch(run.keys[phase.kind], run.folder, phase.kind)
     if record is None:
+        if waited and run.allowance.ends:
+            raise _pause(run, phase, "the other run that trained this phase stopped before its end")
         return False
     run.progress.left -= phase.epochs
     trained = record.sessions[-1]

@@ -32,5 +32,9 @@ class Allowance:
         return self.trained == 0 or time.monotonic() + self._took <= self._end
 
     @property
+    def ends(self) -> bool:
+        return self._end < math.inf
+
+    @property
     def over(self) -> bool:
         return time.monotonic() > self._end
