@@ -20,12 +20,13 @@ from deepshare.analysis import xor
 from deepshare.report import ReportError, read_xor, write_report, write_xor
 from deepshare.report.figures import image_of
 from deepshare.report.gather import gather
-from deepshare.report.page import slug
+from deepshare.report.slug import slugs
 from deepshare.reproduce.result import write_result
 from deepshare.train import load_recipe, recipe_names
 
 pytest.importorskip("matplotlib")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CONTENT = "01234567"
 STRANGE = 'a<b>&"$x$'
 
 
@@ -76,6 +77,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_result(
         folder, replace(result("demo-240", 0, 0.9, 240), name=STRANGE, affine=affine(), test_accuracy_last=None)
     )
+    site, found = next(iter(affine().items()))
+    write_result(folder, replace(result("demo-240", 0, 0.9, 240), name=STRANGE.upper(), affine={site: found}))
+    for seed, its_content in enumerate((CONTENT + 8 * "0", 16 * "f")):
+        write_result(folder, replace(result("demo-240", seed, 0.9, 240), name="mine", content=its_content))
     write_xor(folder, seeds=2, epochs=2)
     return folder
 
@@ -97,7 +102,8 @@ FIGURES = (
     "fig2-deepshare-table1-baseline",
     "fig7-xor",
     "fig10-deepshare-table1-6k",
-    f"fig10-{slug(STRANGE)}",
+    "fig10-a-b-x",
+    "fig10-a-b-x-2",
     "own-1",
 )
 
@@ -170,7 +176,9 @@ def test_what_is_for_no_paper_stands_by_itself_and_stale_results_do_not_count(se
     (name,) = [name for name in seen.tables if "digits" in name]
     header, *rows = seen.tables[name]
     found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
-    assert set(found) == {"demo-relu", "demo-240", STRANGE}
+    several = {f"mine ({CONTENT})", "mine (ffffffff)"}  # which is stale nobody knows
+    assert set(found) == {"demo-relu", "demo-240", STRANGE, STRANGE.upper(), *several}
+    assert [found[one]["n"] for one in several] == ["1", "1"]
     assert found["demo-240"]["ours %"] == "95.50 ± 0.71 (1 stale)"
     assert found["demo-240"]["by seed %"] == "95.00, 96.00"
     assert found["demo-relu"]["minutes"] == "10.0"
@@ -207,6 +215,10 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path):
     for what in ("Fig. 2 ", "Fig. 7 ", "Fig. 10 ", "deepshare xor"):
         assert what in seen.text
     assert "Experiments of our own" not in seen.text
+
+
+def test_names_that_differ_in_case_or_signs_alone_have_files_of_their_own():
+    assert slugs(["Mine", "mine", "mine-2", "MINE!", "other"]) == ["mine", "mine-2", "mine-2-2", "mine-3", "other"]
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):

@@ -1,7 +1,7 @@
 """The pictures of a report, each with its caption and a description for those who do not see it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -13,13 +13,16 @@ from deepshare.compare.series import series_of
 from deepshare.models import stage_of
 from deepshare.plan import PlanError
 from deepshare.report.gather import Gathered, Group, Row
+from deepshare.report.slug import slugs
 from deepshare.report.xor_file import XorFile
 from deepshare.reproduce import Result
 
 
 @dataclass(frozen=True)
 class Figure:
-    """name: of its file, without .png; number: DeepShare's, as "Fig. 1", or ""; content: the PNG file's."""
+    """name: of its file, without .png, and its id in the page; number: DeepShare's, as "Fig. 1", or ""; content: of the
+    file
+    """
 
     name: str
     number: str
@@ -35,14 +38,15 @@ PARETO = (("fig1-cifar100", "Fig. 1", "CIFAR-100"), ("fig9-tiny-imagenet", "Fig.
 
 
 def figures(gathered: Gathered) -> list[Figure]:
-    """Every picture there are data for. Raises DrawingError: matplotlib is missing."""
+    """Every picture there are data for, all of different names. Raises DrawingError: matplotlib is missing."""
     found = [_pareto(gathered, *which) for which in PARETO]
     found += [_dimensions(row) for row in gathered.rows if row.results and row.results[0].gate_dimensions]
     if gathered.xor is not None:
         found.append(_xor(gathered.xor))
     found += [_affine(row) for row in gathered.rows if row.results and _learned(row.results[0])]
     found += [_dots(place, group) for place, group in enumerate(gathered.own, 1) if any(r.results for r in group.rows)]
-    return found
+    names = slugs(one.name for one in found)
+    return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
 
 
 @styled

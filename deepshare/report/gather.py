@@ -20,7 +20,8 @@ from deepshare.train.recipe_parts import PublishedRow
 class Row:
     """One recipe: the row of a paper it is for, if any, and our results of it, of one content.
 
-    name: the recipe's; published, paper: the row and its accuracy in percent; stale: results of what it was before
+    name: the recipe's, with its content's first digits where several have one name; published, paper: the row and its
+        accuracy in percent; stale: results of what it was before
     """
 
     name: str
@@ -97,10 +98,17 @@ def _row(one: Standing) -> Row:
 
 
 def _by_content(results: Sequence[Result]) -> list[Row]:
-    """Rows of results whose recipe is not in the package: one for each content, which is all that decides a run."""
+    """Rows of results whose recipe is not in the package: one for each content, which is all that decides a run.
+
+    Which is of the recipe as it is now nobody knows here: where there are several, each has its content in its name.
+    """
     ordered = sorted(results, key=lambda result: (result.name, result.content, result.seed))
-    grouped = groupby(ordered, key=lambda result: (result.name, result.content))
-    return [Row(name, tuple(found)) for (name, _), found in grouped]
+    rows = []
+    for name, named in groupby(ordered, key=lambda result: result.name):
+        grouped = [tuple(found) for _, found in groupby(named, key=lambda result: result.content)]
+        several = len(grouped) > 1
+        rows += [Row(f"{name} ({found[0].content[:8]})" if several else name, found) for found in grouped]
+    return rows
 
 
 def _by_table(rows: Sequence[Row]) -> tuple[Group, ...]:

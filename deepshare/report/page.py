@@ -1,7 +1,6 @@
 """The page: one HTML file with everything in it, for a wide screen, a phone, and paper."""
 
 import base64
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -126,7 +125,7 @@ def _xor_part(gathered: Gathered) -> str:
         figures = [f"{100 * value:.1f}" for value in (max(reached), median(reached), *reached)]
         rows.append((method.name, f"{method.solved} of {len(found.seeds)}", *figures))
     about = f"<p>Share of the square that is labelled right; solved: above {100 * found.solved_above:.0f} %.</p>"
-    return about + _table(Table("xor", header, tuple(rows), 1))
+    return about + _table(Table("xor", "xor", header, tuple(rows), 1))
 
 
 def _table(table: Table) -> str:
@@ -137,7 +136,7 @@ def _table(table: Table) -> str:
     )
     label = escape(table.title)
     return (
-        f'<div class=wide tabindex=0 role=region aria-label="{label}"><table id="table-{slug(table.title)}">'
+        f'<div class=wide tabindex=0 role=region aria-label="{label}"><table id="table-{table.name}">'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
     )
 
@@ -159,9 +158,4 @@ def _figure(one: Figure) -> str:
     title = f"<h3>{escape(one.number)}: {escape(one.title)}</h3>" if one.number else ""
     image = f'<img src="data:image/png;base64,{data}" width={width} height={height} alt="{escape(one.description)}">'
     caption = f"<figcaption>{escape(one.caption)}</figcaption>"
-    return f'<figure id="{slug(one.name)}">{title}<div class=picture>{image}</div>{caption}</figure>\n'
-
-
-def slug(text: str) -> str:
-    """Letters, digits and - alone: for ids and file names."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    return f'<figure id="{one.name}">{title}<div class=picture>{image}</div>{caption}</figure>\n'

@@ -1,9 +1,10 @@
 """The tables of a report, as text: a paper's beside ours, and our own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from deepshare.report.gather import Gathered, Group, Row
+from deepshare.report.slug import slugs
 from deepshare.reproduce import Result, Statistics
 
 NOT_RUN, NONE = "not run", "–"
@@ -11,8 +12,11 @@ NOT_RUN, NONE = "not run", "–"
 
 @dataclass(frozen=True)
 class Table:
-    """header: of each column; rows: as many cells each; left: that many columns are text, the others figures."""
+    """name: in the page's ids; header: of each column; rows: as many cells each; left: that many columns are text, the
+    others figures
+    """
 
+    name: str
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -25,10 +29,15 @@ _FIGURES = ("kReLUs", "paper %", "ours %", "n", "last epoch %", "ours - paper", 
 
 def paper_tables(gathered: Gathered) -> list[Table]:
     """One for each table of a paper: its accuracy beside ours, or "not run"."""
+    header = (*_PAPER[:4], *_FIGURES, *_PAPER[4:])
     return [
-        Table(group.title, (*_PAPER[:4], *_FIGURES, *_PAPER[4:]), tuple(map(_paper_row, group.rows)), 4)
-        for group in gathered.papers
+        Table(name, group.title, header, tuple(map(_paper_row, group.rows)), 4)
+        for name, group in _named(gathered.papers)
     ]
+
+
+def _named(groups: Sequence[Group]) -> Iterable[tuple[str, Group]]:
+    return zip(slugs(group.title for group in groups), groups, strict=True)
 
 
 def _paper_row(row: Row) -> tuple[str, ...]:
@@ -44,7 +53,10 @@ def _paper_row(row: Row) -> tuple[str, ...]:
 def own_tables(gathered: Gathered) -> list[Table]:
     """One for each data set and network that no paper's row is for."""
     header = ("recipe", "plan", "DReLUs", "ours %", "n", "by seed %", "last epoch %", "epochs", "minutes", "commit")
-    return [Table(one.title, (*header, "machine"), tuple(map(_own_row, one.rows)), 2) for one in gathered.own]
+    return [
+        Table(name, one.title, (*header, "machine"), tuple(map(_own_row, one.rows)), 2)
+        for name, one in _named(gathered.own)
+    ]
 
 
 def _own_row(row: Row) -> tuple[str, ...]:

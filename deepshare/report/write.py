@@ -7,7 +7,7 @@ from deepshare.files import write_whole
 from deepshare.report.errors import ReportError
 from deepshare.report.figures import figures, missing
 from deepshare.report.gather import gather
-from deepshare.report.page import page, slug
+from deepshare.report.page import page
 from deepshare.report.tables import own_tables, paper_tables
 
 INDEX = "index.html"
@@ -29,5 +29,5 @@ def write_report(results: Path, out: Path) -> Path:
     text = page(gathered, *tables, pictures, list(missing(gathered)))
     out.mkdir(parents=True, exist_ok=True)
     for one in pictures:
-        write_whole(out / f"{slug(one.name)}.png", one.content)
+        write_whole(out / f"{one.name}.png", one.content)
     return write_whole(out / INDEX, text)
