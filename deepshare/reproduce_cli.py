@@ -1,6 +1,7 @@
 """`deepshare reproduce`: its options, and what they call."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from deepshare.arguments import ArgumentError, ints
@@ -47,10 +48,18 @@ def _reproduce(options: argparse.Namespace) -> int:
             jobs=options.jobs,
             max_minutes=options.max_minutes,
             overrides=options.set,
+            say=_say,
         )
         if ranks.is_writer:
-            print(f"\n{ended}")
+            _say(f"\n{ended}")
     return ended.status
+
+
+def _say(line: str) -> None:
+    """Print a line; the status is of the runs, whether or not somebody still listens."""
+    from deepshare.train.progress import show
+
+    show(f"{line}\n", sys.stdout)
 
 
 def _seeds(count: int | None, text: str | None) -> tuple[int, ...]:

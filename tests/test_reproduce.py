@@ -77,13 +77,19 @@ def test_a_result_has_what_was_trained_where_and_what_came_of_it(whole):
         assert (affine.prototypes, affine.leader) == (site.prototypes or 0, site.leader)
 
 
-def test_a_second_call_trains_nothing_and_writes_nothing(whole, recipes):
+def test_a_second_call_trains_nothing_and_writes_nothing(whole, recipes, monkeypatch):
     folder, _ = whole
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")}
     with counted_steps() as steps:
         again = reproduce([recipes["share"]], seeds=(0, 2), runs=folder / "runs", results=folder / "results")
     assert (again.status, steps) == (0, [0])
     assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")} == before
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as unheard:
+        monkeypatch.setattr(sys, "stdout", unheard)
+        places = ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
+        assert cli.main(["reproduce", recipes["share"], *places]) == 0
 
 
 def test_the_whole_snl_run_reuses_the_masks_that_were_counted(whole, recipes, tmp_path):

@@ -50,17 +50,7 @@ class Progress:
         self._show(f"\r\x1b[K{line}")
 
     def _show(self, text: str) -> None:
-        """Write to the stream; once its reader (`| head`) or terminal is gone it leads nowhere and the run goes on."""
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
-                raise
-            # below the stream, not in place of it: what it still holds must go somewhere when Python flushes at its end
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+        show(text, self.stream)
 
     def training_seconds(self) -> float:
         """Seconds since the epoch started."""
@@ -91,6 +81,20 @@ class Silence(Progress):
 
     def _show(self, text: str) -> None:
         pass
+
+
+def show(text: str, stream: TextIO) -> None:
+    """Write to the stream; once its reader (`| head`) or terminal is gone it leads nowhere and the run goes on."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that was closed
+            raise
+        # below the stream, not in place of it: what it still holds must go somewhere when Python flushes at its end
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def clock(seconds: float) -> str:
