@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,38 +293,17 @@ def test_learned_masks_are_taken_with_their_plan(tmp_path):
     assert train(recipe, tmp_path / "again", resume=True).artifacts == first.artifacts
 
 
-def begin_to_wait(run: Path, store: ArtifactStore, **options: object) -> Future:
-    """The run in a thread, when its log says that it waits for another one."""
-    log, said = run / "log.txt", "teacher: another run trains it; waiting"
-    before = log.read_text().count(said) if log.is_file() else 0
-    going = ThreadPoolExecutor(1).submit(train, small(), run, artifacts=store, resume=True, **options)
-    while not going.done() and (not log.is_file() or log.read_text().count(said) == before):
-        wait([going], 0.05)
-    return going
-
-
 def test_who_comes_second_waits_and_takes_what_the_first_one_trained(trained, tmp_path):
     full, key = trained[0], trained[2].artifacts["teacher"]
     store, run = ArtifactStore(tmp_path / "artifacts"), tmp_path / "run"
     with store.locked(key, lambda: pytest.fail("nobody holds it")):
         with pytest.raises(TrainingPaused, match="another run still trains this phase"):
             train(small(), run, artifacts=store, max_minutes=1e-9)
-        second = begin_to_wait(run, store)
+        second = ThreadPoolExecutor(1).submit(train, small(), run, artifacts=store, resume=True)
+        while (run / "log.txt").read_text().count("teacher: another run trains it; waiting") < 2:
+            wait([second], 0.05)
         shutil.copytree(full.path(key), store.path(key))
     assert second.result().trained == 2
-
-
-def test_who_waited_in_vain_trains_only_if_time_is_not_limited(trained, tmp_path):
-    """The first one stops before the end of the phase, as in a pause."""
-    store, run = ArtifactStore(tmp_path / "artifacts"), tmp_path / "run"
-    with store.locked(trained[2].artifacts["teacher"], lambda: pytest.fail("nobody holds it")):
-        limited = begin_to_wait(run, store, max_minutes=60)
-    with pytest.raises(TrainingPaused, match="paused in teacher after epoch 0 of 1, 3 epochs are left: the other run"):
-        limited.result()
-    assert not (run / "metrics.csv").exists()
-    with store.locked(trained[2].artifacts["teacher"], lambda: pytest.fail("nobody holds it")):
-        unlimited = begin_to_wait(run, store)
-    assert unlimited.result().trained == 3
 
 
 def test_the_first_one_to_come_stays_and_a_file_system_without_links_has_copies(trained, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from deepshare.train import (
     Recipe,
     TrainingError,
     TrainingPaused,
+    artifacts,
     load_recipe,
     phases,
     run,
@@ -135,6 +136,17 @@ def test_an_epoch_fits_if_one_like_the_last_would_end_in_time(monkeypatch):
     late = slices.Allowance(1e-6)
     now += 60
     assert late.fits_another  # every call trains one
+
+
+def test_who_waited_in_vain_trains_only_if_time_is_not_limited(tmp_path, monkeypatch):
+    """Another run lets go of the phase before its end, as in a pause."""
+    one, store, free = replace(small(), phase=small().phase[:1]), ArtifactStore(tmp_path / "artifacts"), []
+    monkeypatch.setattr(artifacts, "_lock", lambda _: free.pop(0))
+    free[:] = [False, True]
+    with pytest.raises(TrainingPaused, match="paused in teacher after epoch 0 of 2, 2 epochs are left: the other run"):
+        train(one, tmp_path / "run", artifacts=store, max_minutes=60)
+    free[:] = [False, True]
+    assert train(one, tmp_path / "run", artifacts=store, resume=True).trained == 2
 
 
 def test_checkpoints_are_seldom_and_what_a_kill_loses_is_trained_again(whole, tmp_path, monkeypatch):
