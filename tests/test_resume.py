@@ -174,8 +174,9 @@ def test_a_run_killed_in_every_phase_ends_in_the_same_weights(lived):
 
 
 def artifacts(folder: Path) -> dict[str, dict[str, str]]:
-    """The content hashes of every artifact in a chain's store, by key."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("artifacts/*/*/artifact.json")}
+    """The content hashes of every artifact in a chain's store, by key; a kill may leave an unfinished one, hidden."""
+    paths = [path for path in folder.glob("artifacts/*/*/artifact.json") if not path.parent.name.startswith(".")]
+    found = {path.parent.name: json.loads(path.read_text()) for path in paths}
     assert all(record["key"] == key for key, record in found.items())
     return {key: record["sha256"] for key, record in found.items()}
 
